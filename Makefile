@@ -1,0 +1,36 @@
+# Every target creates the virtual environment when it is missing. `make train` and `make test` are the two to know.
+PYTHON ?= python3
+VENV   := .venv
+PY     := $(VENV)/bin/python
+READY  := $(VENV)/.ready
+
+.PHONY: train test verify proofs lint types pictures clean
+
+train: $(READY)      ## train a small policy with the verified core (three minutes on two cores)
+	$(PY) -m train run train/presets/cpu_tiny.toml
+
+test: $(READY)       ## property tests, exact-gradient tests and every symbolic proof
+	$(PY) -m pytest -n 2
+
+verify: $(READY)     ## every recipe against the exact oracle, on this machine
+	$(VENV)/bin/rpg-ref verify
+
+proofs: $(READY)     ## print the symbolic certificate
+	$(PY) -m proofs
+
+lint: $(READY)
+	$(VENV)/bin/ruff check .
+	$(VENV)/bin/ruff format --check .
+
+types: $(READY)
+	$(VENV)/bin/mypy
+
+# torch first and by itself: asking for it alone lets a CPU build satisfy every later requirement.
+$(READY): pyproject.toml constraints.txt
+	$(PYTHON) -m venv $(VENV) || { echo "make: $(PYTHON) cannot create a virtual environment; install it (Debian, Ubuntu: apt install python3-venv) and run make again" >&2; exit 2; }
+	$(PY) -m pip install --quiet --disable-pip-version-check --constraint constraints.txt torch
+	$(PY) -m pip install --quiet --disable-pip-version-check --constraint constraints.txt --editable '.[train,dev]'
+	touch $@
+
+clean:
+	rm -rf $(VENV) build *.egg-info .pytest_cache .hypothesis .mypy_cache .ruff_cache
