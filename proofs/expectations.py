@@ -1,0 +1,152 @@
+"""From one outcome to an expectation: the settings in which a formula is proved, and the stop-gradient.
+
+A *setting* turns an integrand, written about one outcome, into a number:
+
+    pointwise   the integrand itself; every policy has any mass
+    finite      the sum over three outcomes with arbitrary smooth probabilities
+    gaussian    the integral over the real line: Gaussian policies, a general quadratic reward
+
+A pointwise identity survives every sum or integral that may be differentiated under its sign; the other two settings
+do the sum, and know that probabilities add up to one.
+
+Source: arXiv 2505.17508, §3 (expectations under a π_old of mass Z_old) and §4 (stop-gradient).
+"""
+
+from collections.abc import Callable, Mapping
+from functools import cache
+
+import sympy as sp
+
+from proofs.symbols import RATIOS, R, Z, g, p, payoff, policy, q_tilde, r, score, theta, theta_frozen
+
+Setting = Callable[[sp.Expr], sp.Expr]
+Equation = tuple[sp.Expr, sp.Expr]  # left- and right-hand side
+
+
+def stop_gradient(expression: sp.Expr) -> sp.Expr:
+    """Return SG(expression), read from a frozen copy of the parameters. Source: arXiv 2505.17508, §4."""
+    return expression.subs(RATIOS).subs(theta, theta_frozen)
+
+
+def gradient(setting: Setting, integrand: sp.Expr) -> sp.Expr:
+    """Return ∇θ of the expectation; the frozen copy is set to θ after differentiating.
+
+    Source: arXiv 2505.17508, §4.
+    """
+    return setting(integrand).diff(theta).subs(theta_frozen, theta)
+
+
+def expectation_old(per_sample: sp.Expr) -> sp.Expr:
+    """Return the integrand of Z·E_{x∼π̃_old}[per_sample], π̃_old = π_old/Z. Source: arXiv 2505.17508, §3."""
+    return Z * q_tilde * per_sample
+
+
+def pointwise(integrand: sp.Expr) -> sp.Expr:
+    """Return the integrand with its ratios written as densities. Source: arXiv 2505.17508, §2."""
+    return integrand.subs(RATIOS)
+
+
+def finite(integrand: sp.Expr, *, normalised: bool = True) -> sp.Expr:
+    """Return the sum over three outcomes, R, g and π_ref arbitrary at each.
+
+    π_θ is any smooth curve of probabilities, or of positive numbers where not `normalised`; π̃_old sums to one.
+    Source: arXiv 2505.17508, §2.
+    """
+    p1, p2, p3 = (sp.Function(f"p{x}", positive=True) for x in (1, 2, 3))
+    q1, q2 = sp.symbols("q1 q2", positive=True)
+    policies = (p1, p2, (lambda t: 1 - p1(t) - p2(t)) if normalised else p3)
+    total = sp.Integer(0)
+    for x, policy_x, q_x in zip((1, 2, 3), policies, (q1, q2, 1 - q1 - q2), strict=True):
+        values = {q_tilde: q_x, r: sp.Symbol(f"r{x}", positive=True), R: sp.Symbol(f"R{x}", real=True)}
+        at_x = pointwise(integrand).replace(policy, policy_x).replace(payoff, sp.Function(f"g{x}", real=True))
+        total += at_x.subs(values).doit()
+    return total
+
+
+def gaussian(integrand: sp.Expr, *, normalised: bool = True) -> sp.Expr:
+    """Return the integral over the real line; μ(θ), σ(θ), both other Gaussians and the quadratic R are arbitrary.
+
+    A log-density is a quadratic in x, so every integrand here is a sum of density × polynomial, integrated term by
+    term. Where not `normalised`, π_θ has a mass M(θ); π_ref always has one. Source: arXiv 2505.17508, §3.
+    """
+    mass, mean, scale = sp.Function("M", positive=True), sp.Function("mu"), sp.Function("sigma", positive=True)
+    parameters = {policy(t): (mass(t) if normalised else sp.S.One, mean(t), scale(t)) for t in (theta, theta_frozen)}
+    parameters[q_tilde] = (sp.S.One, sp.Symbol("mu_old"), sp.Symbol("sigma_old", positive=True))
+    parameters[r] = (sp.Symbol("Z_ref", positive=True), sp.Symbol("mu_ref"), sp.Symbol("sigma_ref", positive=True))
+    log_density = {
+        sp.log(density): sp.log(m) + sp.expand_log(sp.log(_NORMAL), force=True).subs({_mean: mu, _scale: sigma})
+        for density, (m, mu, sigma) in parameters.items()
+    }
+    payoffs = {
+        R: sum(sp.Symbol(f"c{n}") * _x**n for n in range(3)),
+        g: sum(sp.Function(f"d{n}")(theta) * _x**n for n in range(3)),
+    }
+    in_logarithms = sp.expand_log(sp.expand_log(pointwise(integrand)).expand())
+    in_x = in_logarithms.subs(p.diff(theta), p * log_density[sp.log(p)].diff(theta)).subs(log_density).subs(payoffs)
+    total = sp.S.Zero
+    for (power, *densities), coefficient in sp.Poly(in_x.doit().expand(), _x, *parameters).terms():
+        if sum(densities) != 1:
+            raise ValueError(f"a Gaussian integrand must be linear in the densities; this one has powers {densities}.")
+        m, mu, sigma = list(parameters.values())[densities.index(1)]
+        total += coefficient * m * _moment(power).subs({_mean: mu, _scale: sigma})
+    return total
+
+
+_x, _mean = sp.symbols("x mean", real=True)
+_scale = sp.Symbol("scale", positive=True)
+_NORMAL = sp.exp(-((_x - _mean) ** 2) / (2 * _scale**2)) / (_scale * sp.sqrt(2 * sp.pi))
+
+
+@cache
+def _moment(power: int) -> sp.Expr:
+    return sp.integrate(_x**power * _NORMAL, (_x, -sp.oo, sp.oo))
+
+
+# The settings a claim is proved in when π_θ is normalised, as every policy is, and when it has any mass.
+NORMALISED: Mapping[str, Setting] = {"finite": finite, "gaussian": gaussian}
+ANY_MASS: Mapping[str, Setting] = {
+    "pointwise": pointwise,
+    "finite": lambda integrand: finite(integrand, normalised=False),
+    "gaussian": lambda integrand: gaussian(integrand, normalised=False),
+}
+
+
+def policy_gradient(objective: sp.Expr, weight: sp.Expr, losses: Mapping[str, sp.Expr]) -> dict[str, Equation]:
+    """Return the identities ∇J = Z·E[weight·∇log π_θ] and −∇loss = the same, in every setting.
+
+    Args:
+        objective: integrand of J, from the definitions.
+        weight: coefficient of ∇log π_θ, as printed.
+        losses: per-sample losses by name, as printed; one may be written with `stop_gradient`.
+
+    Returns:
+        The equations by name.
+
+    Source: arXiv 2505.17508, Propositions 3.2, 3.6, E.1, E.3.
+    """
+    identities = {}
+    for name, setting in {"pointwise": pointwise, **NORMALISED}.items():
+        estimated = setting(expectation_old(weight * score))
+        identities[f"{name}: gradient"] = (gradient(setting, objective), estimated)
+        for loss_name, loss in losses.items():
+            identities[f"{name}: {loss_name}"] = (-gradient(setting, expectation_old(loss)), estimated)
+    return identities
+
+
+def wrong_weights(objective: sp.Expr, weights: Mapping[str, sp.Expr]) -> dict[str, Equation]:
+    """Return the false equations ∇J = Z·E[weight·∇log π_θ], one for each wrong weight.
+
+    They are stated as expectations, since a pointwise difference may be a baseline and vanish on average.
+    Source: arXiv 2505.17508, Propositions 3.2, 3.6, E.1, E.3, of which they are misreadings.
+    """
+    exact = gradient(finite, objective)
+    return {name: (exact, finite(expectation_old(weight * score))) for name, weight in weights.items()}
+
+
+def wrong_losses(objective: sp.Expr, losses: Mapping[str, sp.Expr]) -> dict[str, Equation]:
+    """Return the false equations ∇J = −∇ Z·E[loss], one for each wrong loss.
+
+    Source: arXiv 2505.17508, Propositions 3.2, 3.6, E.1, E.3 and §4, of which they are misreadings.
+    """
+    exact = gradient(finite, objective)
+    return {name: (exact, -gradient(finite, expectation_old(loss))) for name, loss in losses.items()}

@@ -1,0 +1,38 @@
+"""Proposition E.1: the forward KL, KL(π_old‖π_θ).
+
+Source: arXiv 2505.17508, Proposition E.1; Remark E.2 for R = 0.
+"""
+
+from proofs.certificate import Claim
+from proofs.definitions import kl
+from proofs.expectations import policy_gradient, stop_gradient, wrong_losses, wrong_weights
+from proofs.symbols import R, beta, p, q, w
+from sympy import log
+
+OBJECTIVE = p * R - beta * kl(q, p)
+WEIGHT = w * R + beta
+LOSS = -w * R - beta * log(p)
+
+CLAIM = Claim(
+    id="prop_e_1_fkl",
+    statement="∇J = E_old[(wR + β) ∇log π_θ]; loss E_old[−wR − β log π_θ]; maximum likelihood when R = 0",
+    source="arXiv 2505.17508, Prop. E.1, Remark E.2",
+    identities=lambda: policy_gradient(OBJECTIVE, WEIGHT, {"loss": LOSS}),
+    near_misses=lambda: {
+        **wrong_weights(
+            OBJECTIVE,
+            {
+                "penalty's sign flipped": w * R - beta,
+                "reward without importance weight": R + beta,
+                "penalty with importance weight": w * (R + beta),
+            },
+        ),
+        **wrong_losses(
+            OBJECTIVE,
+            {
+                "penalty's sign flipped in the loss": -w * R + beta * log(p),
+                "−w·A_reg, A_reg live (Algorithm 1 as printed)": -w * (R + beta / w),
+            },
+        ),
+    },
+)

@@ -1,0 +1,46 @@
+"""rpg_ref: KL-regularised policy gradients for language models, each formula proved and each gradient checked.
+
+Data flows one way: logits → token log-probs → ratios → divergence → weight → clip → aggregate → loss.
+"""
+
+from rpg_ref.advantages import BASELINES, advantages
+from rpg_ref.aggregation import AGGREGATIONS, aggregate, count
+from rpg_ref.audit.objective import Objective
+from rpg_ref.checks import UnknownName, check_batch
+from rpg_ref.clipping import DualClip, clipped_loss, clipped_loss_as_printed, ppo_loss
+from rpg_ref.divergences import DIVERGENCES, Divergence
+from rpg_ref.estimators import k1, k2, k3
+from rpg_ref.logprobs import token_entropy, token_logprobs
+from rpg_ref.ratios import LEVELS, log_ratios
+from rpg_ref.recipes import RECIPES, LossOutput, Recipe
+from rpg_ref.surrogates import differentiable_loss, reinforce_loss, weight
+
+__all__ = [
+    "AGGREGATIONS",
+    "BASELINES",
+    "DIVERGENCES",
+    "LEVELS",
+    "RECIPES",
+    "Divergence",
+    "DualClip",
+    "LossOutput",
+    "Objective",
+    "Recipe",
+    "UnknownName",
+    "advantages",
+    "aggregate",
+    "check_batch",
+    "clipped_loss",
+    "clipped_loss_as_printed",
+    "count",
+    "differentiable_loss",
+    "k1",
+    "k2",
+    "k3",
+    "log_ratios",
+    "ppo_loss",
+    "reinforce_loss",
+    "token_entropy",
+    "token_logprobs",
+    "weight",
+]

@@ -1,0 +1,88 @@
+"""From rewards to advantages A = R − b, within groups of samples that share a prompt."""
+
+from collections.abc import Callable
+from typing import NamedTuple
+
+import torch
+from jaxtyping import Float, Int
+from torch import Tensor
+
+from rpg_ref.checks import Table
+from rpg_ref.numerics import at_least_float32, widest
+
+
+class Group(NamedTuple):
+    """Statistics of each sample's own group, one value per sample."""
+
+    size: Float[Tensor, "B"]
+    mean: Float[Tensor, "B"]
+    std: Float[Tensor, "B"]
+
+
+class Baseline(NamedTuple):
+    """A rule (rewards, group) ↦ advantages, and the smallest group it is defined for."""
+
+    rule: Callable[[Float[Tensor, "B"], Group], Float[Tensor, "B"]]
+    smallest_group: int
+
+
+def _standardised(r: Float[Tensor, "B"], g: Group) -> Float[Tensor, "B"]:
+    return torch.where(g.std > 0, (r - g.mean) / torch.where(g.std > 0, g.std, 1.0), 0.0)
+
+
+# fmt: off
+BASELINES: Table[Baseline] = Table("baseline", {
+    "none":          Baseline(lambda r, g: r,                                   1),
+    "batch_mean":    Baseline(lambda r, g: r - r.mean(),                        1),
+    "group_mean":    Baseline(lambda r, g: r - g.mean,                          1),
+    "leave_one_out": Baseline(lambda r, g: (r - g.mean) * g.size / (g.size - 1), 2),
+    "group_std":     Baseline(_standardised,                                    2),
+})
+# fmt: on
+
+
+def advantages(rewards: Float[Tensor, "B"], groups: Int[Tensor, "B"], baseline: str) -> Float[Tensor, "B"]:
+    """A = R − b for the named baseline b; group_std also divides by the group's standard deviation (of G − 1).
+
+    A group mean holds the sample's own reward, which scales the expected gradient by (G − 1)/G; leave_one_out does
+    not. Under group_std a group of equal rewards has advantage 0.
+
+    Args:
+        rewards: R, [B], finite.
+        groups: id of each sample's group (its prompt), [B], any integers.
+        baseline: "none", "batch_mean", "group_mean", "leave_one_out" or "group_std".
+
+    Returns:
+        Advantages [B], in float32 at least.
+
+    Raises:
+        ValueError: lengths differ, a reward is not finite, ids are not integers, the baseline is unknown, or a group
+            is too small for it.
+
+    Source: paper §5 (group_mean), §2.2 (group_std, GRPO); leave_one_out after Kool et al. 2019.
+    """
+    rule, smallest = BASELINES[baseline]
+    if rewards.ndim != 1 or groups.shape != rewards.shape:
+        shapes = f"rewards {tuple(rewards.shape)} and groups {tuple(groups.shape)}"
+        raise ValueError(f"{shapes} must both be [B]; pass one reward and one group id per sample")
+    if groups.is_floating_point() or groups.is_complex():
+        raise ValueError(f"groups must hold integers, got {groups.dtype}; pass the index of each sample's prompt")
+    if not bool(rewards.isfinite().all()):
+        worst = int((~rewards.isfinite()).nonzero()[0])
+        raise ValueError(f"rewards[{worst}] is {rewards[worst].item()}; every reward must be finite")
+    names, member, sizes = groups.unique(return_inverse=True, return_counts=True)
+    if bool((sizes < smallest).any()):
+        small = int(names[sizes.argmin()])
+        raise ValueError(
+            f"group {small} has {int(sizes.min())} sample but {baseline} needs {smallest}; draw more of it"
+        )
+    r = widest(rewards)
+
+    def of_group(x: Tensor, statistic: str) -> Tensor:
+        return x.new_zeros(len(sizes)).scatter_reduce(0, member, x, statistic, include_self=False)[member]
+
+    size, mean = sizes[member].to(r.dtype), of_group(r, "mean")
+    variance = of_group((r - mean) ** 2, "sum") / (size - 1).clamp(min=1)
+    # Rewards that are equal have no spread, even where rounding gives their mean one.
+    std = torch.where(of_group(r, "amin") < of_group(r, "amax"), variance.sqrt(), 0.0)
+    return rule(r, Group(size, mean, std)).to(at_least_float32(rewards).dtype)

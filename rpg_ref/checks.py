@@ -1,0 +1,110 @@
+"""Where bad input raises: every check names the argument, what it was, and the remedy."""
+
+import difflib
+import math
+from numbers import Real
+from typing import TypeVar
+
+import torch
+from torch import Tensor
+
+Row = TypeVar("Row")
+
+
+class UnknownName(KeyError, ValueError):
+    """A name that is in none of a table's rows."""
+
+    def __str__(self) -> str:
+        """The sentence itself, which KeyError would print in quotes."""
+        return str(self.args[0])
+
+
+class Table(dict[str, Row]):
+    """A dict of named rows that answers an unknown name with the nearest ones."""
+
+    def __init__(self, what: str, rows: dict[str, Row]) -> None:
+        """Name what the rows are (``"divergence"``), for the error message."""
+        super().__init__(rows)
+        self.what = what
+
+    def __missing__(self, name: object) -> Row:
+        """Raise UnknownName (a KeyError and a ValueError), listing the nearest names, or all when none is near."""
+        near = difflib.get_close_matches(str(name), self, n=3, cutoff=0.5)
+        hint = f"the nearest are {', '.join(near)}" if near else f"choose one of {', '.join(self)}"
+        raise UnknownName(f"unknown {self.what} {name!r}; {hint}")
+
+
+def check_log_probs(logp: Tensor, **others: Tensor | None) -> None:
+    """Raise ValueError unless all log-probabilities are floating point and shaped like ``logp``."""
+    for name, x in {"logp": logp, **others}.items():
+        if x is None:
+            continue
+        if not isinstance(x, Tensor):
+            raise ValueError(f"{name} must be a tensor, got {type(x).__name__}; convert it with torch.as_tensor")
+        if not x.is_floating_point():
+            raise ValueError(f"{name} must be floating point, got {x.dtype}; convert it with .float()")
+        if x.shape != logp.shape:
+            raise ValueError(f"{name} has shape {tuple(x.shape)} but logp has {tuple(logp.shape)}; pass equal shapes")
+
+
+def check_number(name: str, value: float, low: float, high: float = math.inf, *, open_low: bool = False) -> None:
+    """Raise ValueError unless low ≤ value ≤ high (low < value when ``open_low``); NaN is never in range."""
+    inside = isinstance(value, Real) and (low < value if open_low else low <= value) and value <= high
+    if not inside:
+        interval = f"{'(' if open_low else '['}{low:g}, {high:g}]"
+        raise ValueError(f"{name} must be a number in {interval}, got {value!r}; pass one from that interval")
+
+
+def check_mask(mask: Tensor, shape: torch.Size) -> None:
+    """Raise ValueError unless the mask is a tensor of the given shape."""
+    if not isinstance(mask, Tensor) or mask.shape != shape or mask.is_complex():
+        got = tuple(mask.shape) if isinstance(mask, Tensor) else type(mask).__name__
+        raise ValueError(f"mask must be a real tensor of shape {tuple(shape)}, got {got}; pass 1 for tokens that count")
+
+
+def check_batch(
+    logp: Tensor,
+    logp_old: Tensor,
+    logp_ref: Tensor | None,
+    advantages: Tensor,
+    mask: Tensor,
+    *,
+    logp_sampler: Tensor | None = None,
+) -> None:
+    """Check the values of a batch, once a rollout: reading them synchronises a GPU, so no loss does it.
+
+    Args:
+        logp: log π_θ, [B, T].
+        logp_old: log π_old, [B, T].
+        logp_ref: log π_ref, [B, T], or None.
+        advantages: [B] or [B, T].
+        mask: [B, T], only zeros and ones.
+        logp_sampler: the sampling engine's log-probabilities, [B, T], or None.
+
+    Raises:
+        ValueError: the mask holds something else, or keeps nothing; where it keeps, a log-probability is not finite
+            or is positive beyond rounding, or an advantage is not finite.
+
+    Source: PAPER §1: probabilities of normalised policies.
+    """
+    log_probs = {"logp": logp, "logp_old": logp_old, "logp_ref": logp_ref, "logp_sampler": logp_sampler}
+    check_log_probs(**log_probs)
+    check_mask(mask, logp.shape)
+    keep = mask != 0
+    if not bool((~keep | (mask == 1)).all()):
+        raise ValueError(f"mask holds {mask[keep & (mask != 1)][0].item()}; it must hold zeros and ones only")
+    if not bool(keep.any()):
+        raise ValueError(f"mask of shape {tuple(mask.shape)} keeps no token; drop the batch")
+    per_token = advantages if advantages.ndim == logp.ndim else advantages.unsqueeze(-1)
+    for name, x in {**log_probs, "advantages": per_token.expand(logp.shape)}.items():
+        if x is None:
+            continue
+        wrong = keep & ~x.isfinite()
+        if name != "advantages":
+            # A log-softmax of bfloat16 or float32 logits may round to slightly above zero.
+            wrong |= keep & (x > 1e-3)
+        if bool(wrong.any()):
+            where = tuple(wrong.nonzero()[0].tolist())
+            raise ValueError(
+                f"{name}[{', '.join(map(str, where))}] is {x[where].item()} where the mask keeps it; mend the source"
+            )

@@ -1,0 +1,83 @@
+"""The table of divergences D = E_ref[f(v)], v = π_θ/π_ref: one row each, written on log v."""
+
+import math
+from collections.abc import Callable
+from dataclasses import dataclass
+
+import torch
+from torch import Tensor
+from torch.nn.functional import logsigmoid
+
+from rpg_ref.checks import Table
+from rpg_ref.numerics import at_least_float32, phi
+
+
+@dataclass(frozen=True)
+class Divergence:
+    """A divergence as its generator f, with f(1) = 0, and the slope that reaches the policy.
+
+    Attributes:
+        name: the row's name.
+        f: log v ↦ f(v), any shape. D = E_ref[f(v)].
+        slope: log v ↦ ∂f/∂log v = v·f′(v), any shape. The penalty's coefficient of ∇log π_θ.
+
+    Source: paper Tables 1 and 2 for fkl, ufkl, rkl, urkl; the unification and the other rows are ours.
+    """
+
+    name: str
+    f: Callable[[Tensor], Tensor]
+    slope: Callable[[Tensor], Tensor]
+
+
+def f_urkl(d: Tensor) -> Tensor:
+    """V log v − v + 1 = eᵈ·φ(−d), in the form that overflows on neither side."""
+    near, far = d.clamp(min=-1.0), d.clamp(max=-1.0)
+    return torch.where(d > -1, near.exp() * phi(-near), far.exp() * (far - 1) + 1)
+
+
+def f_jeffreys(d: Tensor) -> Tensor:
+    """(v − 1)·log v; below −1 not by expm1, whose derivative expm1(d) + 1 loses v there."""
+    near, far = d.clamp(min=-1.0), d.clamp(max=-1.0)
+    return torch.where(d > -1, near * near.expm1(), far * (far.exp() - 1))
+
+
+def f_js(d: Tensor) -> Tensor:
+    """½[v log v − (1 + v) log((1 + v)/2)] = (1 + v)/2 · (log 2 − H(σ(d))), H the entropy of a coin.
+
+    With h = d/2 the bracket is h·tanh h − log cosh h, which is the form that is exact near zero.
+    """
+    near = d.abs() < 2
+    h, far = torch.where(near, d / 2, 0.0), torch.where(near, 2.0, d).abs()
+    bracket_near = h * h.tanh() - (h.sinh() ** 2).log1p() / 2
+    bracket_far = math.log(2) + logsigmoid(far) - far * (-far).sigmoid()
+    return (1 + d.exp()) / 2 * torch.where(near, bracket_near, bracket_far)
+
+
+def slope_js(d: Tensor) -> Tensor:
+    """½·v·log(2v/(1 + v)), the logarithm as log1p(tanh(d/2)) near zero."""
+    near = d.abs() < 1
+    small = torch.where(near, d, 0.0)
+    return d.exp() / 2 * torch.where(near, (small / 2).tanh().log1p(), math.log(2) + logsigmoid(d))
+
+
+def _row(name: str, f: Callable[[Tensor], Tensor], slope: Callable[[Tensor], Tensor]) -> tuple[str, Divergence]:
+    return name, Divergence(name, lambda d: f(at_least_float32(d)), lambda d: slope(at_least_float32(d)))
+
+
+# fmt: off
+DIVERGENCES: Table[Divergence] = Table("divergence", dict([
+    #    name        f(v), with d = log v               slope = v·f′(v)
+    _row("fkl",      lambda d: -d,                      lambda d: -torch.ones_like(d)),
+    _row("ufkl",     phi,                               torch.expm1),
+    _row("rkl",      lambda d: d * d.exp(),             lambda d: (d + 1) * d.exp()),
+    _row("urkl",     f_urkl,                            lambda d: d * d.exp()),
+    _row("jeffreys", f_jeffreys,                        lambda d: d * d.exp() + d.expm1()),
+    _row("js",       f_js,                              slope_js),
+    _row("chi2",     lambda d: d.expm1() ** 2,          lambda d: 2 * d.exp() * d.expm1()),
+]))
+# fmt: on
+
+
+def resolve(divergence: str | Divergence) -> Divergence:
+    """Return the row named, or the Divergence itself; raise UnknownName (a ValueError) listing the nearest names."""
+    return divergence if isinstance(divergence, Divergence) else DIVERGENCES[divergence]

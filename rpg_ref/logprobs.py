@@ -1,0 +1,58 @@
+"""From logits to the log-probabilities of the tokens that were sampled."""
+
+import torch
+from jaxtyping import Float, Int
+from torch import Tensor
+
+from rpg_ref.checks import check_number
+from rpg_ref.numerics import at_least_float32
+
+
+def token_logprobs(
+    logits: Float[Tensor, "*batch V"], tokens: Int[Tensor, "*batch"], *, temperature: float = 1.0
+) -> Float[Tensor, "*batch"]:
+    """Return log π(token) = logits[token]/T − logsumexp(logits/T), T the temperature.
+
+    Args:
+        logits: scores over the vocabulary, [..., V]; those that predict ``tokens``: nothing is shifted here.
+        tokens: ids of the sampled tokens, [...], integers in [0, V).
+        temperature: the sampler's temperature, > 0: the policy that drew the tokens is the tempered one.
+
+    Returns:
+        Log-probabilities in nats, ≤ 0, [...], in float32 at least.
+
+    Raises:
+        ValueError: logits are not tokens' shape plus one vocabulary axis, or temperature is not in (0, ∞).
+
+    Source: the definition of a softmax policy; temperature as in §5 of the paper (1.0).
+    """
+    check_number("temperature", temperature, 0.0, 1e6, open_low=True)
+    if logits.shape[:-1] != tokens.shape:
+        raise ValueError(
+            f"logits of shape {tuple(logits.shape)} do not fit tokens of shape {tuple(tokens.shape)}; "
+            "pass one row of V logits for each token"
+        )
+    scores = at_least_float32(logits) / temperature
+    return scores.gather(-1, tokens.long().unsqueeze(-1)).squeeze(-1) - scores.logsumexp(-1)
+
+
+def token_entropy(logits: Float[Tensor, "*batch V"], *, temperature: float = 1.0) -> Float[Tensor, "*batch"]:
+    """H = −Σ π log π of the next-token distribution, where a token of probability zero adds nothing.
+
+    Args:
+        logits: scores over the vocabulary, [..., V]; −inf forbids a token.
+        temperature: divides the logits, > 0.
+
+    Returns:
+        Entropy in nats, in [0, log V], [...], in float32 at least.
+
+    Raises:
+        ValueError: temperature is not in (0, ∞).
+
+    Source: the definition of entropy.
+    """
+    check_number("temperature", temperature, 0.0, 1e6, open_low=True)
+    logp = (at_least_float32(logits) / temperature).log_softmax(-1)
+    possible = logp > -torch.inf
+    logp = torch.where(possible, logp, 0.0)
+    return -(torch.where(possible, logp.exp(), 0.0) * logp).sum(-1)

@@ -1,0 +1,150 @@
+"""One idea: the weight on ∇log π_θ. Surrogate and REINFORCE-style loss share it, one value per sample each."""
+
+from typing import NamedTuple
+
+import torch
+from jaxtyping import Float
+from torch import Tensor
+
+from rpg_ref.checks import check_number
+from rpg_ref.divergences import Divergence, resolve
+from rpg_ref.numerics import at_least_float32, widest
+from rpg_ref.ratios import log_ratios
+
+PerSample = Float[Tensor, "*shape"] | Float[Tensor, ""] | float
+"""A tensor shaped like the samples, or one number for all of them."""
+
+
+def per_sample(name: str, x: PerSample, logp: Float[Tensor, "*shape"]) -> Tensor:
+    """Return x as a float64 constant that broadcasts to logp; raise ValueError if its shape is neither () nor logp's.
+
+    Args:
+        name: the argument's name, for the message.
+        x: one value per sample, or one number for all.
+        logp: the samples.
+
+    Returns:
+        x detached, shape () or logp's.
+
+    Source: paper §2: rewards, baselines and masses do not depend on θ.
+    """
+    shape = tuple(x.shape) if isinstance(x, Tensor) else ()
+    if shape not in ((), tuple(logp.shape)):
+        raise ValueError(f"{name} has shape {shape} but logp has {tuple(logp.shape)}; pass equal shapes or one number")
+    return widest(
+        torch.as_tensor(x, dtype=None if isinstance(x, Tensor) else torch.float64, device=logp.device)
+    ).detach()
+
+
+class Terms(NamedTuple):
+    """The checked ingredients of every loss: Z, A, log w, log v, u, in float64, and the divergence's row."""
+
+    mass: Tensor
+    advantage: Tensor
+    log_w: Tensor
+    log_v: Tensor
+    u: Tensor
+    row: Divergence
+
+
+def terms(
+    logp: Float[Tensor, "*shape"],
+    logp_old: Float[Tensor, "*shape"],
+    advantage: PerSample,
+    divergence: str | Divergence,
+    beta: float,
+    logp_ref: Float[Tensor, "*shape"] | None,
+    log_mass_old: PerSample = 0.0,
+) -> Terms:
+    """Check the arguments of ``weight`` and form its ingredients.
+
+    Args and Raises: as ``weight``.
+
+    Returns:
+        Terms; only log w and log v carry a gradient.
+
+    Source: paper §2, notation.
+    """
+    check_number("beta", beta, 0.0)
+    log_w, log_v, log_u = log_ratios(logp, logp_old, logp_ref)
+    mass = per_sample("log_mass_old", log_mass_old, logp).exp()
+    return Terms(mass, per_sample("advantage", advantage, logp), log_w, log_v, log_u.exp(), resolve(divergence))
+
+
+def weight(
+    logp: Float[Tensor, "*shape"],
+    logp_old: Float[Tensor, "*shape"],
+    advantage: PerSample,
+    divergence: str | Divergence,
+    beta: float,
+    *,
+    logp_ref: Float[Tensor, "*shape"] | None = None,
+    log_mass_old: PerSample = 0.0,
+) -> Float[Tensor, "*shape"]:
+    """Z·(w·A − β·u·slope(log v)), the coefficient of ∇log π_θ in the policy gradient.
+
+    Args:
+        logp: log π_θ of the samples in nats, any shape; the only input that carries a gradient.
+        logp_old: log π_old, same shape; unnormalised if ``log_mass_old`` is not 0.
+        advantage: A = R − b, same shape or one number, larger is better.
+        divergence: a name in DIVERGENCES or a Divergence.
+        beta: strength β ≥ 0 of the penalty, in reward per nat.
+        logp_ref: log π_ref, same shape; None means π_ref = π_old.
+        log_mass_old: log Z_old, same shape or one number; the samples are drawn from π_old/Z_old.
+
+    Returns:
+        The weight, same shape, positive where a sample is to become likelier; ∇J is the mean of weight·∇log π_θ.
+
+    Raises:
+        ValueError: shapes or dtypes do not fit, β < 0, or the divergence is unknown.
+
+    Source: paper Table 1; Props 3.2 (ufkl), 3.6 (urkl), E.1 (fkl), E.3 (rkl). The other rows are ours.
+    """
+    Z, A, log_w, log_v, u, row = terms(logp, logp_old, advantage, divergence, beta, logp_ref, log_mass_old)
+    return (Z * (log_w.exp() * A - beta * u * row.slope(log_v))).to(at_least_float32(logp).dtype)
+
+
+def differentiable_loss(
+    logp: Float[Tensor, "*shape"],
+    logp_old: Float[Tensor, "*shape"],
+    advantage: PerSample,
+    divergence: str | Divergence,
+    beta: float,
+    *,
+    logp_ref: Float[Tensor, "*shape"] | None = None,
+    log_mass_old: PerSample = 0.0,
+) -> Float[Tensor, "*shape"]:
+    """Z·(−w·A + β·u·f(v)), the fully differentiable surrogate: its gradient is −weight·∇log π_θ sample by sample.
+
+    Args and Raises: as ``weight``.
+
+    Returns:
+        One loss per sample, same shape, to be minimised; its mean over samples of π_old/Z_old is −J.
+
+    Source: paper Table 1; Props 3.2 (ufkl), 3.6 (urkl), E.1 (fkl), E.3 (rkl), up to constants in θ.
+    """
+    Z, A, log_w, log_v, u, row = terms(logp, logp_old, advantage, divergence, beta, logp_ref, log_mass_old)
+    return (Z * (-log_w.exp() * A + beta * u * row.f(log_v))).to(at_least_float32(logp).dtype)
+
+
+def reinforce_loss(
+    logp: Float[Tensor, "*shape"],
+    logp_old: Float[Tensor, "*shape"],
+    advantage: PerSample,
+    divergence: str | Divergence,
+    beta: float,
+    *,
+    logp_ref: Float[Tensor, "*shape"] | None = None,
+    log_mass_old: PerSample = 0.0,
+) -> Float[Tensor, "*shape"]:
+    """−SG(weight)·log π_θ, the REINFORCE-style loss: the same gradient, only log π_θ being differentiated.
+
+    Args and Raises: as ``weight``.
+
+    Returns:
+        One loss per sample, same shape, to be minimised; its value is no estimate of −J.
+
+    Source: paper Table 2; Props 4.1, F.1, F.3, F.4, F.5.
+    """
+    stopped = weight(logp.detach(), logp_old, advantage, divergence, beta, logp_ref=logp_ref, log_mass_old=log_mass_old)
+    return -stopped * at_least_float32(logp)
