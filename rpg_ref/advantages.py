@@ -70,7 +70,7 @@ def advantages(rewards: Float[Tensor, "B"], groups: Int[Tensor, "B"], baseline: 
     if not bool(rewards.isfinite().all()):
         worst = int((~rewards.isfinite()).nonzero()[0])
         raise ValueError(f"rewards[{worst}] is {rewards[worst].item()}; every reward must be finite")
-    names, member, sizes = groups.unique(return_inverse=True, return_counts=True)
+    names, member, sizes = torch.unique(groups, return_inverse=True, return_counts=True)
     if bool((sizes < smallest).any()):
         small = int(names[sizes.argmin()])
         raise ValueError(

@@ -1,5 +1,7 @@
 """From one loss per token to one number: the choices differ only in how a sequence's length weighs."""
 
+import math
+
 import torch
 from jaxtyping import Float, Shaped
 from torch import Tensor
@@ -73,7 +75,7 @@ def aggregate(
                 f"mask of shape {tuple(mask.shape)} has no unmasked token; pass a denominator to allow that"
             )
     elif not isinstance(denominator, Tensor):
-        check_number("denominator", denominator, 0.0, open_low=True)
+        check_number("denominator", denominator, 0.0, math.inf, "()")
     sums = torch.where(mask != 0, loss, 0.0).sum(-1)
     if per_sequence_mean:
         sums = sums / (mask != 0).sum(-1).clamp(min=1)

@@ -10,6 +10,9 @@ from torch import Tensor
 
 Row = TypeVar("Row")
 
+# A log-softmax of float32 logits may round to just above zero; 1e-3 nats is far over that and far under a bug.
+_ROUNDING = 1e-3
+
 
 class UnknownName(KeyError, ValueError):
     """A name that is in none of a table's rows."""
@@ -47,11 +50,12 @@ def check_log_probs(logp: Tensor, **others: Tensor | None) -> None:
             raise ValueError(f"{name} has shape {tuple(x.shape)} but logp has {tuple(logp.shape)}; pass equal shapes")
 
 
-def check_number(name: str, value: float, low: float, high: float = math.inf, *, open_low: bool = False) -> None:
-    """Raise ValueError unless low ≤ value ≤ high (low < value when ``open_low``); NaN is never in range."""
-    inside = isinstance(value, Real) and (low < value if open_low else low <= value) and value <= high
+def check_number(name: str, value: object, low: float, high: float, brackets: str = "[]") -> None:
+    """Raise ValueError unless value is a number of the interval, whose ends are open where a bracket is round."""
+    x = float(value) if isinstance(value, Real) else math.nan
+    inside = (low < x if brackets[0] == "(" else low <= x) and (x < high if brackets[1] == ")" else x <= high)
     if not inside:
-        interval = f"{'(' if open_low else '['}{low:g}, {high:g}]"
+        interval = f"{brackets[0]}{low:g}, {high:g}{brackets[1]}"
         raise ValueError(f"{name} must be a number in {interval}, got {value!r}; pass one from that interval")
 
 
@@ -87,8 +91,8 @@ def check_batch(
 
     Source: PAPER §1: probabilities of normalised policies.
     """
-    log_probs = {"logp": logp, "logp_old": logp_old, "logp_ref": logp_ref, "logp_sampler": logp_sampler}
-    check_log_probs(**log_probs)
+    log_probs: dict[str, Tensor | None] = {"logp_old": logp_old, "logp_ref": logp_ref, "logp_sampler": logp_sampler}
+    check_log_probs(logp, **log_probs)
     check_mask(mask, logp.shape)
     keep = mask != 0
     if not bool((~keep | (mask == 1)).all()):
@@ -96,15 +100,12 @@ def check_batch(
     if not bool(keep.any()):
         raise ValueError(f"mask of shape {tuple(mask.shape)} keeps no token; drop the batch")
     per_token = advantages if advantages.ndim == logp.ndim else advantages.unsqueeze(-1)
-    for name, x in {**log_probs, "advantages": per_token.expand(logp.shape)}.items():
+    for name, x in {"logp": logp, **log_probs, "advantages": per_token.expand(logp.shape)}.items():
         if x is None:
             continue
         wrong = keep & ~x.isfinite()
         if name != "advantages":
-            # A log-softmax of bfloat16 or float32 logits may round to slightly above zero.
-            wrong |= keep & (x > 1e-3)
+            wrong |= keep & (x > _ROUNDING)
         if bool(wrong.any()):
-            where = tuple(wrong.nonzero()[0].tolist())
-            raise ValueError(
-                f"{name}[{', '.join(map(str, where))}] is {x[where].item()} where the mask keeps it; mend the source"
-            )
+            at = wrong.nonzero()[0].tolist()
+            raise ValueError(f"{name}{at} is {x[tuple(at)].item()} where the mask keeps it; mend what computed it")

@@ -37,8 +37,8 @@ class DualClip:
     def __post_init__(self) -> None:
         """Check the ranges."""
         check_number("low", self.low, 0.0, 1.0)
-        check_number("high", self.high, 0.0)
-        check_number("dual", self.dual, 1.0, open_low=True)
+        check_number("high", self.high, 0.0, math.inf)
+        check_number("dual", self.dual, 1.0, math.inf, "(]")
 
 
 class Region(NamedTuple):

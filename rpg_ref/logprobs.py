@@ -1,5 +1,7 @@
 """From logits to the log-probabilities of the tokens that were sampled."""
 
+import math
+
 import torch
 from jaxtyping import Float, Int
 from torch import Tensor
@@ -26,7 +28,7 @@ def token_logprobs(
 
     Source: the definition of a softmax policy; temperature as in §5 of the paper (1.0).
     """
-    check_number("temperature", temperature, 0.0, 1e6, open_low=True)
+    check_number("temperature", temperature, 0.0, math.inf, "()")
     if logits.shape[:-1] != tokens.shape:
         raise ValueError(
             f"logits of shape {tuple(logits.shape)} do not fit tokens of shape {tuple(tokens.shape)}; "
@@ -51,7 +53,7 @@ def token_entropy(logits: Float[Tensor, "*batch V"], *, temperature: float = 1.0
 
     Source: the definition of entropy.
     """
-    check_number("temperature", temperature, 0.0, 1e6, open_low=True)
+    check_number("temperature", temperature, 0.0, math.inf, "()")
     logp = (at_least_float32(logits) / temperature).log_softmax(-1)
     possible = logp > -torch.inf
     logp = torch.where(possible, logp, 0.0)

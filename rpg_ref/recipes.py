@@ -14,7 +14,7 @@ from rpg_ref.aggregation import AGGREGATIONS, aggregate, count
 from rpg_ref.audit.objective import Objective
 from rpg_ref.checks import Table, check_log_probs, check_mask, check_number
 from rpg_ref.clipping import DualClip, clipped_loss, clipped_loss_as_printed, ppo_loss, region
-from rpg_ref.divergences import DIVERGENCES, Divergence
+from rpg_ref.divergences import DIVERGENCES, Divergence, resolve
 from rpg_ref.estimators import k3
 from rpg_ref.numerics import at_least_float32, widest
 from rpg_ref.ratios import LEVELS, log_ratios, truncate
@@ -45,7 +45,7 @@ def grpo_loss(
     Source: paper §2.2; Shao et al. 2024 (DeepSeekMath), Eqs. 3 and 4.
     """
     log_v = log_ratios(logp, logp_old, logp_ref).log_v
-    penalty = DIVERGENCES[divergence].f(log_v) * (-log_v).exp()
+    penalty = resolve(divergence).f(log_v) * (-log_v).exp()
     return ppo_loss(logp, logp_old, advantage, clip=clip) + (beta * penalty).to(at_least_float32(logp).dtype)
 
 
@@ -135,8 +135,8 @@ class Recipe:
             (AGGREGATIONS, self.aggregation),
         ):
             table[name]
-        check_number("beta", self.beta, 0.0)
-        check_number("sampler_cap", self.sampler_cap, 0.0, open_low=True)
+        check_number("beta", self.beta, 0.0, math.inf, "[)")
+        check_number("sampler_cap", self.sampler_cap, 0.0, math.inf, "(]")
 
     @property
     def on_policy(self) -> Objective | None:

@@ -1,5 +1,6 @@
 """One idea: the weight on ∇log π_θ. Surrogate and REINFORCE-style loss share it, one value per sample each."""
 
+import math
 from typing import NamedTuple
 
 import torch
@@ -65,7 +66,7 @@ def terms(
 
     Source: paper §2, notation.
     """
-    check_number("beta", beta, 0.0)
+    check_number("beta", beta, 0.0, math.inf, "[)")
     log_w, log_v, log_u = log_ratios(logp, logp_old, logp_ref)
     mass = per_sample("log_mass_old", log_mass_old, logp).exp()
     return Terms(mass, per_sample("advantage", advantage, logp), log_w, log_v, log_u.exp(), resolve(divergence))
