@@ -5,10 +5,11 @@ The state is fixed throughout: b(s) is one number, the same for every action.
 Source: arXiv 2505.17508, Appendix C.1.
 """
 
+import sympy as sp
+
 from proofs.certificate import Claim
 from proofs.expectations import NORMALISED, Equation, expectation_old, finite, gradient
 from proofs.symbols import R, b, p, score, w
-from sympy import S
 
 
 def _identities() -> dict[str, Equation]:
@@ -16,7 +17,7 @@ def _identities() -> dict[str, Equation]:
     for name, setting in NORMALISED.items():
         exact = gradient(setting, p * R)
         equations |= {
-            f"{name}: E_πθ[b ∇log π_θ] = 0": (setting(p * b * score), S.Zero),
+            f"{name}: E_πθ[b ∇log π_θ] = 0": (setting(p * b * score), sp.S.Zero),
             f"{name}: on-policy, R − b": (exact, setting(p * (R - b) * score)),
             f"{name}: off-policy, w(R − b)": (exact, setting(expectation_old(w * (R - b) * score))),
         }
@@ -30,7 +31,7 @@ CLAIM = Claim(
     identities=_identities,
     near_misses=lambda: {
         "off-policy, baseline without w": (gradient(finite, p * R), finite(expectation_old((w * R - b) * score))),
-        "baseline that depends on the action": (finite(p * R * score), S.Zero),
-        "policy that is not normalised": (finite(p * b * score, normalised=False), S.Zero),
+        "baseline that depends on the action": (finite(p * R * score), sp.S.Zero),
+        "policy that is not normalised": (finite(p * b * score, normalised=False), sp.S.Zero),
     },
 )

@@ -36,15 +36,15 @@ def pearson_chi2(first: sp.Expr, second: sp.Expr) -> sp.Expr:
 
 
 def k1(y: sp.Expr) -> sp.Expr:
-    """Return k1(y) = −log y, where y = π_ref/π_θ. Source: Schulman 2020, "Approximating KL divergence"."""
+    """Return Schulman's k1 = −log y, where y = π_ref/π_θ. Source: Schulman 2020, "Approximating KL divergence"."""
     return -sp.log(y)
 
 
 def k2(y: sp.Expr) -> sp.Expr:
-    """Return k2(y) = ½(log y)². Source: Schulman 2020, "Approximating KL divergence"."""
+    """Return Schulman's k2 = ½(log y)². Source: Schulman 2020, "Approximating KL divergence"."""
     return sp.log(y) ** 2 / 2
 
 
 def k3(y: sp.Expr) -> sp.Expr:
-    """Return k3(y) = y − 1 − log y. Source: arXiv 2505.17508, Remark 3.5 and Appendix D."""
+    """Return Schulman's k3 = y − 1 − log y. Source: arXiv 2505.17508, Remark 3.5 and Appendix D."""
     return y - 1 - sp.log(y)

@@ -13,7 +13,7 @@ Source: arXiv 2505.17508, §3 (expectations under a π_old of mass Z_old) and §
 """
 
 from collections.abc import Callable, Mapping
-from functools import cache
+from functools import cache, partial
 
 import sympy as sp
 
@@ -25,7 +25,7 @@ Equation = tuple[sp.Expr, sp.Expr]  # left- and right-hand side
 
 def stop_gradient(expression: sp.Expr) -> sp.Expr:
     """Return SG(expression), read from a frozen copy of the parameters. Source: arXiv 2505.17508, §4."""
-    return expression.subs(RATIOS).subs(theta, theta_frozen)
+    return pointwise(expression).xreplace({theta: theta_frozen})
 
 
 def gradient(setting: Setting, integrand: sp.Expr) -> sp.Expr:
@@ -33,7 +33,7 @@ def gradient(setting: Setting, integrand: sp.Expr) -> sp.Expr:
 
     Source: arXiv 2505.17508, §4.
     """
-    return setting(integrand).diff(theta).subs(theta_frozen, theta)
+    return setting(integrand).diff(theta).xreplace({theta_frozen: theta})
 
 
 def expectation_old(per_sample: sp.Expr) -> sp.Expr:
@@ -43,23 +43,30 @@ def expectation_old(per_sample: sp.Expr) -> sp.Expr:
 
 def pointwise(integrand: sp.Expr) -> sp.Expr:
     """Return the integrand with its ratios written as densities. Source: arXiv 2505.17508, §2."""
-    return integrand.subs(RATIOS)
+    return integrand.xreplace(RATIOS)
 
 
 def finite(integrand: sp.Expr, *, normalised: bool = True) -> sp.Expr:
     """Return the sum over three outcomes, R, g and π_ref arbitrary at each.
 
-    π_θ is any smooth curve of probabilities, or of positive numbers where not `normalised`; π̃_old sums to one.
-    Source: arXiv 2505.17508, §2.
+    π_θ is any smooth curve of positive probabilities, given by its odds a against the last outcome; where not
+    `normalised` it also has a mass M(θ). π̃_old, given by its odds b, sums to one. Source: arXiv 2505.17508, §2.
     """
-    p1, p2, p3 = (sp.Function(f"p{x}", positive=True) for x in (1, 2, 3))
-    q1, q2 = sp.symbols("q1 q2", positive=True)
-    policies = (p1, p2, (lambda t: 1 - p1(t) - p2(t)) if normalised else p3)
-    total = sp.Integer(0)
-    for x, policy_x, q_x in zip((1, 2, 3), policies, (q1, q2, 1 - q1 - q2), strict=True):
-        values = {q_tilde: q_x, r: sp.Symbol(f"r{x}", positive=True), R: sp.Symbol(f"R{x}", real=True)}
-        at_x = pointwise(integrand).replace(policy, policy_x).replace(payoff, sp.Function(f"g{x}", real=True))
-        total += at_x.subs(values).doit()
+    a1, a2 = sp.Function("a1", positive=True), sp.Function("a2", positive=True)
+    b1, b2 = sp.symbols("b1 b2", positive=True)
+
+    def probability(x: int, t: sp.Expr) -> sp.Expr:
+        return _mass(t, normalised) * (a1(t), a2(t), 1)[x] / (a1(t) + a2(t) + 1)
+
+    total = sp.S.Zero
+    for x in range(3):
+        values = {
+            q_tilde: (b1, b2, 1)[x] / (b1 + b2 + 1),
+            r: sp.Symbol(f"r{x}", positive=True),
+            R: sp.Symbol(f"R{x}", real=True),
+        }
+        at_x = pointwise(integrand).replace(policy, partial(probability, x)).replace(payoff, sp.Function(f"g{x}"))
+        total += at_x.xreplace(values).doit()
     return total
 
 
@@ -69,27 +76,31 @@ def gaussian(integrand: sp.Expr, *, normalised: bool = True) -> sp.Expr:
     A log-density is a quadratic in x, so every integrand here is a sum of density × polynomial, integrated term by
     term. Where not `normalised`, π_θ has a mass M(θ); π_ref always has one. Source: arXiv 2505.17508, §3.
     """
-    mass, mean, scale = sp.Function("M", positive=True), sp.Function("mu"), sp.Function("sigma", positive=True)
-    parameters = {policy(t): (mass(t) if normalised else sp.S.One, mean(t), scale(t)) for t in (theta, theta_frozen)}
+    mean, scale = sp.Function("mu", real=True), sp.Function("sigma", positive=True)
+    parameters = {policy(t): (_mass(t, normalised), mean(t), scale(t)) for t in (theta, theta_frozen)}
     parameters[q_tilde] = (sp.S.One, sp.Symbol("mu_old"), sp.Symbol("sigma_old", positive=True))
     parameters[r] = (sp.Symbol("Z_ref", positive=True), sp.Symbol("mu_ref"), sp.Symbol("sigma_ref", positive=True))
     log_density = {
-        sp.log(density): sp.log(m) + sp.expand_log(sp.log(_NORMAL), force=True).subs({_mean: mu, _scale: sigma})
+        sp.log(density): sp.log(m) + sp.expand_log(sp.log(_NORMAL)).xreplace({_mean: mu, _scale: sigma})
         for density, (m, mu, sigma) in parameters.items()
     }
     payoffs = {
         R: sum(sp.Symbol(f"c{n}") * _x**n for n in range(3)),
         g: sum(sp.Function(f"d{n}")(theta) * _x**n for n in range(3)),
     }
-    in_logarithms = sp.expand_log(sp.expand_log(pointwise(integrand)).expand())
-    in_x = in_logarithms.subs(p.diff(theta), p * log_density[sp.log(p)].diff(theta)).subs(log_density).subs(payoffs)
+    score_in_x = log_density[sp.log(p)].diff(theta)
+    in_x = sp.expand_log(pointwise(integrand)).xreplace({p.diff(theta): p * score_in_x, **log_density, **payoffs})
     total = sp.S.Zero
     for (power, *densities), coefficient in sp.Poly(in_x.doit().expand(), _x, *parameters).terms():
         if sum(densities) != 1:
             raise ValueError(f"a Gaussian integrand must be linear in the densities; this one has powers {densities}.")
         m, mu, sigma = list(parameters.values())[densities.index(1)]
-        total += coefficient * m * _moment(power).subs({_mean: mu, _scale: sigma})
+        total += coefficient * m * _moment(power).xreplace({_mean: mu, _scale: sigma})
     return total
+
+
+def _mass(t: sp.Expr, normalised: bool) -> sp.Expr:
+    return sp.S.One if normalised else sp.Function("M", positive=True)(t)
 
 
 _x, _mean = sp.symbols("x mean", real=True)
@@ -104,6 +115,7 @@ def _moment(power: int) -> sp.Expr:
 
 # The settings a claim is proved in when π_θ is normalised, as every policy is, and when it has any mass.
 NORMALISED: Mapping[str, Setting] = {"finite": finite, "gaussian": gaussian}
+PROPOSITION: Mapping[str, Setting] = {"pointwise": pointwise, **NORMALISED}
 ANY_MASS: Mapping[str, Setting] = {
     "pointwise": pointwise,
     "finite": lambda integrand: finite(integrand, normalised=False),
@@ -111,13 +123,16 @@ ANY_MASS: Mapping[str, Setting] = {
 }
 
 
-def policy_gradient(objective: sp.Expr, weight: sp.Expr, losses: Mapping[str, sp.Expr]) -> dict[str, Equation]:
+def policy_gradient(
+    objective: sp.Expr, weight: sp.Expr, losses: Mapping[str, sp.Expr], settings: Mapping[str, Setting] = PROPOSITION
+) -> dict[str, Equation]:
     """Return the identities ∇J = Z·E[weight·∇log π_θ] and −∇loss = the same, in every setting.
 
     Args:
         objective: integrand of J, from the definitions.
         weight: coefficient of ∇log π_θ, as printed.
         losses: per-sample losses by name, as printed; one may be written with `stop_gradient`.
+        settings: by name; an arbitrary generator, for one, has no closed Gaussian integral.
 
     Returns:
         The equations by name.
@@ -125,7 +140,7 @@ def policy_gradient(objective: sp.Expr, weight: sp.Expr, losses: Mapping[str, sp
     Source: arXiv 2505.17508, Propositions 3.2, 3.6, E.1, E.3.
     """
     identities = {}
-    for name, setting in {"pointwise": pointwise, **NORMALISED}.items():
+    for name, setting in settings.items():
         estimated = setting(expectation_old(weight * score))
         identities[f"{name}: gradient"] = (gradient(setting, objective), estimated)
         for loss_name, loss in losses.items():

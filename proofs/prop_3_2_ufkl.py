@@ -3,11 +3,12 @@
 Source: arXiv 2505.17508, Proposition 3.2 and Definition 3.1.
 """
 
+from sympy import log
+
 from proofs.certificate import Claim
 from proofs.definitions import ukl
-from proofs.expectations import policy_gradient, stop_gradient, wrong_losses, wrong_weights
+from proofs.expectations import policy_gradient, wrong_losses, wrong_weights
 from proofs.symbols import R, Z, beta, p, q, w
-from sympy import log
 
 OBJECTIVE = p * R - beta * ukl(q, p)
 WEIGHT = w * R - beta * (w - 1)

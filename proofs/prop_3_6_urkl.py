@@ -3,11 +3,12 @@
 Source: arXiv 2505.17508, Proposition 3.6 and Definition 3.4.
 """
 
+from sympy import log
+
 from proofs.certificate import Claim
 from proofs.definitions import ukl
 from proofs.expectations import policy_gradient, stop_gradient, wrong_losses, wrong_weights
 from proofs.symbols import R, Z, beta, p, q, w
-from sympy import log
 
 OBJECTIVE = p * R - beta * ukl(p, q)
 WEIGHT = w * (R - beta * log(w))
@@ -32,7 +33,7 @@ CLAIM = Claim(
             OBJECTIVE,
             {
                 "penalty log w (k1 without importance weight)": -w * R + beta * log(w),
-                "penalty's w detached": -w * R + beta * stop_gradient(w) * (log(w) - 1) + 0 * w,
+                "penalty's w detached": -w * R + beta * stop_gradient(w) * (log(w) - 1),
             },
         ),
     },

@@ -3,11 +3,12 @@
 Source: arXiv 2505.17508, Proposition E.1; Remark E.2 for R = 0.
 """
 
+from sympy import log
+
 from proofs.certificate import Claim
 from proofs.definitions import kl
-from proofs.expectations import policy_gradient, stop_gradient, wrong_losses, wrong_weights
-from proofs.symbols import R, beta, p, q, w
-from sympy import log
+from proofs.expectations import policy_gradient, wrong_losses, wrong_weights
+from proofs.symbols import R, Z, beta, p, q, w
 
 OBJECTIVE = p * R - beta * kl(q, p)
 WEIGHT = w * R + beta
@@ -17,7 +18,10 @@ CLAIM = Claim(
     id="prop_e_1_fkl",
     statement="∇J = E_old[(wR + β) ∇log π_θ]; loss E_old[−wR − β log π_θ]; maximum likelihood when R = 0",
     source="arXiv 2505.17508, Prop. E.1, Remark E.2",
-    identities=lambda: policy_gradient(OBJECTIVE, WEIGHT, {"loss": LOSS}),
+    identities=lambda: {
+        **policy_gradient(OBJECTIVE, WEIGHT, {"loss": LOSS}),
+        "R = 0: maximum likelihood": (LOSS.subs(R, 0), -beta * log(p)),
+    },
     near_misses=lambda: {
         **wrong_weights(
             OBJECTIVE,
@@ -25,6 +29,7 @@ CLAIM = Claim(
                 "penalty's sign flipped": w * R - beta,
                 "reward without importance weight": R + beta,
                 "penalty with importance weight": w * (R + beta),
+                "mean over π̃_old for E_old": WEIGHT / Z,
             },
         ),
         **wrong_losses(

@@ -3,11 +3,12 @@
 Source: arXiv 2505.17508, Proposition E.3.
 """
 
+from sympy import log
+
 from proofs.certificate import Claim
 from proofs.definitions import kl
 from proofs.expectations import policy_gradient, stop_gradient, wrong_losses, wrong_weights
-from proofs.symbols import R, beta, p, q, w
-from sympy import log
+from proofs.symbols import R, Z, beta, p, q, w
 
 OBJECTIVE = p * R - beta * kl(p, q)
 WEIGHT = w * (R - beta * (log(w) + 1))
@@ -26,6 +27,7 @@ CLAIM = Claim(
                 "+1 outside the importance weight": w * (R - beta * log(w)) - beta * (log(w) + 1),
                 "penalty without importance weight": w * R - beta * (log(w) + 1),
                 "the forward direction": w * R + beta,
+                "mean over π̃_old for E_old": WEIGHT / Z,
             },
         ),
         **wrong_losses(
