@@ -15,7 +15,7 @@ _ROUNDING = 1e-3
 
 
 class UnknownName(KeyError, ValueError):
-    """A name that is in none of a table's rows."""
+    """A name that is in none of a table's rows; both a KeyError and a ValueError. Source: ours."""
 
     def __str__(self) -> str:
         """The sentence itself, which KeyError would print in quotes."""

@@ -73,7 +73,16 @@ def grpo_corrected_loss(
 
 
 class LossOutput(NamedTuple):
-    """A scalar to minimise, and detached scalar metrics over unmasked samples."""
+    """A scalar to minimise, and detached scalar metrics over unmasked samples.
+
+    Attributes:
+        loss: the scalar; minimise it.
+        metrics: means over samples of π_old: ``ratio_mean`` and ``ratio_max`` of w; ``forward_kl_old`` = k3(w), an
+            estimate of UKL(π_old‖π_θ); ``reverse_kl`` = u·f_URKL(v), of UKL(π_θ‖π_ref), in nats a sample; and the shares
+            of samples that the clip stops: ``clip_high`` (w ≥ 1 + ε2), ``clip_low`` (w ≤ 1 − ε1), ``clip_dual`` (w ≥ c).
+
+    Source: Remark 3.5 for the two estimates; Algorithm 2 for the shares.
+    """
 
     loss: Float[Tensor, ""]
     metrics: dict[str, Float[Tensor, ""]]

@@ -135,7 +135,8 @@ def _far_error(recipe: Recipe, clip: DualClip, device: str | torch.device, seed:
 
     def moved(advantage: Float[Tensor, "N 1"]) -> Float[Tensor, "N 1"]:
         leaf = logp.clone().requires_grad_()
-        loss = _run(recipe, torch.device(device), logp.dtype, leaf, old, ref, advantage, torch.ones_like(logp)).loss
+        rest = (old, ref, advantage.squeeze(1), torch.ones_like(logp))
+        loss = _run(recipe, torch.device(device), logp.dtype, leaf, *rest).loss
         return -_FAR_SAMPLES * flat_gradient(loss, [leaf]).reshape(leaf.shape)
 
     found = moved(advantage) if recipe.clips_penalty else moved(advantage) - moved(torch.zeros_like(advantage))

@@ -1,0 +1,73 @@
+"""Baselines by hand, their expected gradients by enumeration of whole groups, and what they must not do."""
+
+import itertools
+
+import numpy as np
+import numpy_oracle
+import pytest
+import torch
+from hypothesis import given
+from hypothesis import strategies as st
+from strategies import floats, rewards
+from torch.testing import assert_close
+
+from rpg_ref import BASELINES, advantages
+
+
+@st.composite
+def grouped(draw):
+    ids = draw(st.lists(st.sampled_from([7, -2, 100]), min_size=1, max_size=4))
+    groups = np.array([g for g in ids for _ in range(2)] + [ids[0]])
+    return torch.tensor(draw(floats(len(groups), rewards))), torch.tensor(groups)
+
+
+@given(case=grouped(), name=st.sampled_from(list(BASELINES)))
+def test_by_hand(case, name):
+    R, groups = case
+    found = advantages(R, groups, name)
+    for i, (r, g) in enumerate(zip(R.numpy(), groups.numpy(), strict=True)):
+        own = R.numpy()[groups.numpy() == g]
+        others = np.delete(R.numpy(), i)[np.delete(groups.numpy(), i) == g]
+        expected = {
+            "none": lambda r=r: r,
+            "batch_mean": lambda r=r: r - R.numpy().mean(),
+            "group_mean": lambda r=r, own=own: r - own.mean(),
+            "leave_one_out": lambda r=r, others=others: r - others.mean(),
+            "group_std": lambda r=r, own=own: (r - own.mean()) / own.std(ddof=1) if np.ptp(own) else 0.0,
+        }[name]()
+        if name != "group_std" or np.ptp(own) == 0 or np.ptp(own) > 1e-6:
+            assert_close(found[i].item(), float(expected), rtol=1e-9, atol=1e-12)
+
+
+@given(case=grouped(), name=st.sampled_from(list(BASELINES)), data=st.data())
+def test_order_and_names_of_groups_do_not_matter(case, name, data):
+    R, groups = case
+    order = torch.tensor(data.draw(st.permutations(range(len(R)))))
+    assert_close(advantages(R[order], groups[order] * 3 + 1, name), advantages(R, groups, name)[order])
+
+
+@pytest.mark.parametrize(("name", "factor"), [("none", 1.0), ("group_mean", 2 / 3), ("leave_one_out", 1.0)])
+def test_expected_gradient_of_a_group_of_three(name, factor):
+    """All 27 groups of three samples of a three-armed bandit: the group mean scales the gradient by (G − 1)/G."""
+    rng = np.random.default_rng(0)
+    logits, reward = rng.normal(size=(2, 3))
+    leaf = torch.tensor(logits, requires_grad=True)
+    logp = leaf.log_softmax(0)
+    total = torch.zeros((), dtype=torch.float64)
+    for group in itertools.product(range(3), repeat=3):
+        picked = torch.tensor(group)
+        A = advantages(torch.tensor(reward)[picked], torch.zeros(3, dtype=torch.int64), name)
+        total = total + (logp[picked].sum().exp().detach() * A * logp[picked]).sum() / 3
+    (found,) = torch.autograd.grad(total, leaf)
+    exact = numpy_oracle.gradient(lambda x: np.sum(numpy_oracle.softmax(x) * reward), logits)
+    assert_close(found.numpy(), factor * exact, rtol=1e-12, atol=1e-13)
+
+
+def test_equal_rewards_have_no_advantage_under_group_std():
+    R = torch.full((3,), 0.1)
+    assert torch.equal(advantages(R, torch.zeros(3, dtype=torch.int64), "group_std"), torch.zeros(3))
+
+
+def test_integer_and_half_rewards_are_widened():
+    groups = torch.tensor([0, 0])
+    assert advantages(torch.tensor([1.0, 0.0]).bfloat16(), groups, "group_mean").dtype == torch.float32

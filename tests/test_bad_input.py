@@ -1,0 +1,133 @@
+"""Bad input: one ValueError, one sentence, naming the argument, the value and the remedy."""
+
+import dataclasses
+import math
+
+import jaxtyping
+import pytest
+import torch
+
+from rpg_ref import (
+    DIVERGENCES,
+    RECIPES,
+    DualClip,
+    Objective,
+    UnknownName,
+    advantages,
+    aggregate,
+    check_batch,
+    clipped_loss,
+    differentiable_loss,
+    log_ratios,
+    reinforce_loss,
+    token_entropy,
+    token_logprobs,
+    weight,
+)
+from rpg_ref.cli import main
+
+
+@pytest.fixture(autouse=True)
+def no_type_checker():
+    """The sentences are what users see; in tests the type checker would speak first."""
+    jaxtyping.config.update("jaxtyping_disable", True)
+    yield
+    jaxtyping.config.update("jaxtyping_disable", False)
+
+
+X = torch.full((2, 3), -1.0)
+MASK = torch.ones(2, 3, dtype=torch.bool)
+GROUPS = torch.tensor([0, 0, 1])
+RECIPE = RECIPES["rpg-urkl"]
+
+
+def with_nan(x):
+    x = x.clone()
+    x[(1,) * x.ndim] = math.nan
+    return x
+
+
+CASES = {
+    "old has another shape": (lambda: weight(X, X[:, :2], 1.0, "urkl", 0.1), ["logp_old", "(2, 2)", "(2, 3)"]),
+    "ref has another shape": (lambda: weight(X, X, 1.0, "urkl", 0.1, logp_ref=X[:1]), ["logp_ref", "(1, 3)"]),
+    "advantage that would broadcast": (lambda: weight(X, X, X[0], "urkl", 0.1), ["advantage", "(3,)", "(2, 3)"]),
+    "mass that would broadcast": (lambda: weight(X, X, 1.0, "urkl", 0.1, log_mass_old=X[0]), ["log_mass_old", "(3,)"]),
+    "integer logp": (lambda: weight(X.long(), X.long(), 1.0, "urkl", 0.1), ["logp", "int64", ".float()"]),
+    "integer old": (lambda: log_ratios(X, X.long()), ["logp_old", "int64"]),
+    "not a tensor": (lambda: log_ratios([0.0], X), ["logp", "list", "as_tensor"]),
+    "negative beta": (lambda: differentiable_loss(X, X, 1.0, "urkl", -0.1), ["beta", "-0.1", "[0, inf)"]),
+    "beta is NaN": (lambda: reinforce_loss(X, X, 1.0, "urkl", math.nan), ["beta", "nan"]),
+    "beta is infinite": (lambda: weight(X, X, 1.0, "urkl", math.inf), ["beta", "inf"]),
+    "beta is text": (lambda: clipped_loss(X, X, 1.0, "urkl", "0.1"), ["beta", "'0.1'"]),
+    "unknown divergence": (lambda: weight(X, X, 1.0, "urlk", 0.1), ["divergence", "'urlk'", "urkl"]),
+    "nothing near": (lambda: DIVERGENCES["zzz"], ["'zzz'", "fkl, ufkl"]),
+    "unknown recipe": (lambda: RECIPES["rpg-reinforce-urlk-clip"], ["recipe", "rpg-reinforce-urkl-clip"]),
+    "ε1 too large": (lambda: DualClip(low=1.5), ["low", "1.5", "[0, 1]"]),
+    "ε1 negative": (lambda: DualClip(low=-0.1), ["low", "-0.1"]),
+    "ε2 negative": (lambda: DualClip(high=-0.1), ["high", "-0.1"]),
+    "dual is one": (lambda: DualClip(dual=1.0), ["dual", "1.0", "(1, inf]"]),
+    "dual is NaN": (lambda: DualClip(dual=math.nan), ["dual", "nan"]),
+    "rewards too long": (lambda: advantages(torch.ones(4), GROUPS, "none"), ["rewards (4,)", "groups (3,)"]),
+    "rewards in two axes": (lambda: advantages(X, X.long(), "none"), ["rewards (2, 3)"]),
+    "float groups": (lambda: advantages(torch.ones(3), GROUPS.float(), "none"), ["groups", "float32"]),
+    "reward is NaN": (lambda: advantages(with_nan(torch.ones(3)), GROUPS, "none"), ["rewards[1]", "nan"]),
+    "group of one, std": (lambda: advantages(torch.ones(3), GROUPS, "group_std"), ["group 1", "group_std", "2"]),
+    "group of one, others": (lambda: advantages(torch.ones(3), GROUPS, "leave_one_out"), ["group 1", "leave_one_out"]),
+    "unknown baseline": (lambda: advantages(torch.ones(3), GROUPS, "groupmean"), ["baseline", "group_mean"]),
+    "unknown aggregation": (lambda: aggregate(X, MASK, "mean"), ["aggregation", "token-mean"]),
+    "nothing kept": (lambda: aggregate(X, ~MASK, "token-mean"), ["mask", "denominator"]),
+    "denominator zero": (lambda: aggregate(X, MASK, "token-mean", denominator=0), ["denominator", "0", "(0, inf)"]),
+    "mask of another shape": (lambda: aggregate(X, MASK[:1], "token-mean"), ["mask", "(1, 3)", "(2, 3)"]),
+    "mask is no tensor": (lambda: aggregate(X, None, "token-mean"), ["mask", "NoneType"]),
+    "temperature zero": (lambda: token_logprobs(X, torch.zeros(2).long(), temperature=0.0), ["temperature", "0.0"]),
+    "temperature negative": (lambda: token_entropy(X, temperature=-1.0), ["temperature", "-1.0"]),
+    "tokens do not fit": (lambda: token_logprobs(X, torch.zeros(3).long()), ["logits", "(2, 3)", "(3,)"]),
+    "recipe, one axis": (lambda: RECIPE(X[0], X[0], None, X[0], MASK[0]), ["logp", "[B, T]"]),
+    "recipe, advantages": (lambda: RECIPE(X, X, None, torch.ones(3), MASK), ["advantages", "(3,)"]),
+    "recipe, tokens at sequence level": (
+        lambda: dataclasses.replace(RECIPE, level="sequence")(X, X, None, X, MASK),
+        ["advantages", "[B]", "sequence"],
+    ),
+    "recipe, sampler": (lambda: RECIPE(X, X, None, X[:, 0], MASK, logp_sampler=X[:1]), ["logp_sampler", "(1, 3)"]),
+    "recipe, level": (lambda: dataclasses.replace(RECIPE, level="tokens"), ["level", "token"]),
+    "recipe, beta": (lambda: dataclasses.replace(RECIPE, beta=-1.0), ["beta", "-1.0"]),
+    "recipe, cap": (lambda: dataclasses.replace(RECIPE, sampler_cap=0.0), ["sampler_cap", "0.0"]),
+    "recipe, nothing kept": (lambda: RECIPE(X, X, None, X[:, 0], ~MASK), ["mask", "denominator"]),
+    "objective, term": (lambda: Objective({"reverse": 1.0}), ["term", "reverse_kl"]),
+    "objective, level": (lambda: Objective({}, "prefix"), ["level", "'prefix'"]),
+    "batch, NaN": (lambda: check_batch(with_nan(X), X, None, X[:, 0], MASK), ["logp[1, 1]", "nan"]),
+    "batch, -inf": (lambda: check_batch(X, X * math.inf, None, X[:, 0], MASK), ["logp_old[0, 0]", "-inf"]),
+    "batch, probability over one": (lambda: check_batch(X, X, -X, X[:, 0], MASK), ["logp_ref[0, 0]", "1.0"]),
+    "batch, advantage": (lambda: check_batch(X, X, None, torch.tensor([1.0, math.nan]), MASK), ["advantages[1, 0]"]),
+    "batch, mask": (lambda: check_batch(X, X, None, X[:, 0], MASK * 0.5), ["mask", "0.5"]),
+    "batch, empty": (lambda: check_batch(X, X, None, X[:, 0], ~MASK), ["mask", "keeps no token"]),
+}
+
+
+@pytest.mark.parametrize("case", CASES)
+def test_the_sentence(case):
+    call, fragments = CASES[case]
+    with pytest.raises(ValueError) as raised:
+        call()
+    message = str(raised.value)
+    assert "\n" not in message and all(fragment in message for fragment in fragments), message
+
+
+def test_an_unknown_name_is_also_a_key_error():
+    with pytest.raises(KeyError):
+        DIVERGENCES["kl"]
+    assert issubclass(UnknownName, ValueError) and "kl" not in DIVERGENCES
+
+
+@pytest.mark.parametrize(
+    ("arguments", "fragment"),
+    [
+        (["verify", "rpg-ukrl"], "rpg-urkl"),
+        (["verify", "--device", "cuda:99"], "'cuda:99'"),
+        (["verify", "--device", "abacus"], "'abacus'"),
+    ],
+)
+def test_the_command_line_prints_one_line_and_exits_2(arguments, fragment, capsys):
+    assert main(arguments) == 2
+    out, err = capsys.readouterr()
+    assert out == "" and err.count("\n") == 1 and err.startswith("rpg-ref: ") and fragment in err

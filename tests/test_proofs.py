@@ -1,0 +1,110 @@
+"""The certificate holds, the checker itself can fail, and the shipped code is what the proofs are about."""
+
+import dataclasses
+import subprocess
+import sys
+from pathlib import Path
+
+import numpy as np
+import pytest
+import sympy as sp
+import torch
+from hypothesis import given
+from hypothesis import strategies as st
+from strategies import betas, divergence_names
+
+from proofs import CLAIMS, divergence_table
+from proofs.__main__ import main
+from proofs.certificate import Claim, check
+from proofs.symbols import A, Z, beta, log_v, p, q, u, v, w
+from rpg_ref import DIVERGENCES, differentiable_loss, reinforce_loss, weight
+
+ROOT = Path(__file__).parents[1]
+
+
+@pytest.mark.parametrize("name", CLAIMS)
+def test_claim(name):
+    verdict = check(CLAIMS[name])
+    assert verdict.failures == () and verdict.refuted >= 2 and verdict.proved >= 1
+    assert str(verdict) == f"proved; {verdict.refuted} near misses refuted"
+
+
+def test_the_issues_claims_are_there():
+    """Every statement that the project promises to prove has a claim that cites it."""
+    sources = " ".join(claim.source for claim in CLAIMS.values())
+    for statement in ("2.1", "C.1", "3.2", "3.5", "3.6", "E.1", "E.3", "4.1", "F.1", "F.3", "§2.2"):
+        assert statement in sources
+
+
+TRUE, FALSE = (sp.log(p / q), sp.log(p) - sp.log(q)), (p * q, p / q)
+
+
+@pytest.mark.parametrize(
+    ("identities", "near_misses", "failure"),
+    [
+        ({"x": FALSE}, {"a": FALSE, "b": FALSE}, "“x” leaves a residual"),
+        ({"x": TRUE}, {"a": FALSE, "b": TRUE}, "“b” is true"),
+        ({"x": TRUE}, {"a": FALSE, "b": (sp.erf(p), q)}, "“b” is undecided"),
+        ({"x": TRUE}, {"a": FALSE}, "1 near misses are stated"),
+        ({}, {"a": FALSE, "b": FALSE}, "no identity"),
+    ],
+)
+def test_the_checker_can_fail(identities, near_misses, failure, monkeypatch, capsys):
+    claim = Claim("broken", "nonsense", "nowhere", lambda: identities, lambda: near_misses)
+    verdict = check(claim)
+    assert len(verdict.failures) == 1 and failure in verdict.failures[0]
+    monkeypatch.setitem(CLAIMS, "broken", claim)
+    assert main(["broken"]) == 1
+    assert "FAILED" in capsys.readouterr().out
+
+
+def test_a_wrong_sign_in_a_proposition_is_found():
+    claim = CLAIMS["prop_3_6_urkl"]
+    flipped = {name: (left, -right) for name, (left, right) in claim.identities().items()}
+    assert len(check(dataclasses.replace(claim, identities=lambda: flipped)).failures) == len(flipped)
+
+
+def test_the_command(capsys):
+    assert main(["prop_3_6_urkl"]) == 0
+    assert "proved; 6 near misses refuted" in capsys.readouterr().out
+    assert main(["prop_3_6"]) == 2
+    error = capsys.readouterr().err
+    assert error.count("\n") == 1 and "prop_3_6_urkl" in error
+
+
+def test_proofs_import_nothing_of_the_code():
+    script = "import sys, proofs; print([m for m in ('rpg_ref', 'torch', 'numpy') if m in sys.modules])"
+    out = subprocess.run([sys.executable, "-c", script], capture_output=True, text=True, check=True, cwd=ROOT)
+    assert out.stdout.strip() == "[]"
+
+
+ratios = st.floats(-8.0, 8.0)
+
+
+@given(
+    name=divergence_names, log_w=ratios, log_u=ratios, advantage=st.floats(-3, 3), b=betas, log_mass=st.floats(-2, 2)
+)
+def test_code_against_the_expressions(name, log_w, log_u, advantage, b, log_mass):
+    """f, slope, surrogate and weight: torch beside lambdified sympy, and the losses' autograd beside the weight."""
+    values = {w: np.exp(log_w), u: np.exp(log_u), A: advantage, beta: b, Z: np.exp(log_mass)}
+    logp = torch.tensor(-20.0, dtype=torch.float64, requires_grad=True)
+    old = (logp - log_w).detach()
+    ref = old + log_u
+    arguments = (logp, old, advantage, name, b)
+    choices = {"logp_ref": ref, "log_mass_old": log_mass}
+    d = torch.tensor(log_w - log_u, dtype=torch.float64)
+    size = values[Z] * (values[w] + b * max(values[u], values[w] * (2 + abs(d.item())) * max(1, np.exp(d.item()))))
+    row = DIVERGENCES[name]
+
+    def close(found: torch.Tensor, expression: sp.Expr, at: dict, scale: float) -> None:
+        exact = float(sp.lambdify(list(at), expression, "mpmath")(*at.values()))
+        assert abs(found.item() - exact) <= 1e-12 * (1 + scale)
+
+    v_size = max(1.0, np.exp(d.item())) * (1 + abs(d.item())) * max(1.0, np.exp(d.item()))
+    close(row.f(d), divergence_table.GENERATORS[name], {v: np.exp(d.item())}, v_size)
+    close(row.slope(d), divergence_table.slope(name), {log_v: d.item()}, v_size)
+    close(differentiable_loss(*arguments, **choices), divergence_table.surrogate(name), values, 3 * size)
+    close(weight(*arguments, **choices), divergence_table.weight(name), values, 3 * size)
+    for loss in (differentiable_loss, reinforce_loss):
+        (g,) = torch.autograd.grad(loss(*arguments, **choices), logp)
+        close(-g, divergence_table.weight(name), values, 3 * size)

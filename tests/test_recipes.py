@@ -1,0 +1,236 @@
+"""Recipes: masks, levels, aggregation, the sampler's correction, and splits that change nothing."""
+
+import dataclasses
+import math
+
+import numpy as np
+import pytest
+import torch
+from hypothesis import given
+from hypothesis import strategies as st
+from hypothesis.extra.numpy import arrays
+from numpy_oracle import softmax
+from strategies import floats
+from torch.testing import assert_close
+
+from rpg_ref import (
+    AGGREGATIONS,
+    RECIPES,
+    DualClip,
+    Recipe,
+    aggregate,
+    check_batch,
+    clipped_loss,
+    count,
+    differentiable_loss,
+    k3,
+)
+from rpg_ref.audit.objective import Objective
+
+NAMES = list(RECIPES)
+LEVELS = ["token", "sequence"]
+HOSTILE = [math.nan, math.inf, -math.inf, 1e30, 0.0]
+recipe_names = st.sampled_from(NAMES)
+aggregations = st.sampled_from(list(AGGREGATIONS))
+
+
+@st.composite
+def batches(draw, hostile=True):
+    """Log-probabilities [B, T] three times, advantages [B], a mask with at least one token, and what padding holds."""
+    shape = (draw(st.integers(1, 4)), draw(st.integers(1, 4)))
+    logps = [torch.tensor(-np.abs(draw(floats(shape, st.floats(0.01, 3.0))))) for _ in range(3)]
+    mask = draw(arrays(bool, shape))
+    mask[draw(st.integers(0, shape[0] - 1)), 0] = True
+    advantages = torch.tensor(draw(floats(shape[0], st.floats(-2.0, 2.0))))
+    padding = torch.tensor(draw(arrays(np.float64, (4, *shape), elements=st.sampled_from(HOSTILE))))
+    return logps, advantages, torch.tensor(mask), padding
+
+
+def evaluate(recipe: Recipe, logps, advantages, mask, **choices):
+    leaf = logps[0].clone().requires_grad_()
+    out = recipe(leaf, logps[1], logps[2], advantages, mask, **choices)
+    return out.loss.detach(), torch.autograd.grad(out.loss, leaf)[0], out.metrics
+
+
+def configured(name: str, level: str, how: str, beta: float = 0.3) -> Recipe:
+    return dataclasses.replace(RECIPES[name], level=level, aggregation=how, beta=beta)
+
+
+@given(batch=batches(), name=recipe_names, level=st.sampled_from(LEVELS), how=aggregations)
+def test_masked_positions_may_hold_anything(batch, name, level, how):
+    logps, advantages, mask, padding = batch
+    recipe = configured(name, level, how)
+    hostile = [torch.where(mask, x, junk) for x, junk in zip(logps, padding, strict=False)]
+    spoiled = torch.where(mask.any(1), advantages, math.nan)
+    clean, found = evaluate(recipe, logps, advantages, mask), evaluate(recipe, hostile, spoiled, mask)
+    assert torch.equal(clean[0], found[0]) and torch.equal(clean[1], found[1])
+    assert all(torch.equal(clean[2][key], found[2][key]) for key in clean[2])
+    assert bool((found[1][~mask] == 0).all()) and bool(found[1].isfinite().all())
+    if level == "token":
+        per_token = torch.where(mask, advantages.unsqueeze(1), padding[3])
+        again = evaluate(recipe, hostile, per_token, mask)
+        assert torch.equal(clean[0], again[0]) and torch.equal(clean[1], again[1])
+
+
+@given(batch=batches(), name=recipe_names, level=st.sampled_from(LEVELS), how=aggregations, data=st.data())
+def test_splitting_a_batch_changes_nothing(batch, name, level, how, data):
+    """Micro-batches, each with the whole batch's denominator, add up: also those without any token."""
+    logps, advantages, mask, _ = batch
+    recipe = configured(name, level, how)
+    order = torch.tensor(data.draw(st.permutations(range(len(mask)))))
+    cut = data.draw(st.integers(0, len(mask)))
+    whole_loss, whole_gradient, _ = evaluate(recipe, logps, advantages, mask)
+    parts = [rows for rows in (order[:cut], order[cut:]) if len(rows)]
+    denominator = sum(recipe.count(mask[rows]) for rows in parts)
+    assert denominator == recipe.count(mask)
+    loss, gradient = torch.zeros_like(whole_loss), torch.zeros_like(whole_gradient)
+    for rows in parts:
+        part = evaluate(recipe, [x[rows] for x in logps], advantages[rows], mask[rows], denominator=denominator)
+        loss += part[0]
+        gradient[rows] = part[1]
+    assert_close(loss, whole_loss, rtol=1e-12, atol=1e-12)
+    assert_close(gradient, whole_gradient, rtol=1e-12, atol=1e-12)
+
+
+@given(batch=batches(), how=aggregations)
+def test_aggregation_by_hand(batch, how):
+    (loss, *_), _, mask, padding = batch
+    rows = [[x for x, keep in zip(*row, strict=True) if keep] for row in zip(loss.tolist(), mask.tolist(), strict=True)]
+    rows = [row for row in rows if row]
+    by_hand = {
+        "token-mean": sum(map(sum, rows)) / sum(map(len, rows)),
+        "seq-mean-token-mean": sum(sum(row) / len(row) for row in rows) / len(rows),
+        "seq-mean-token-sum": sum(map(sum, rows)) / len(rows),
+    }[how]
+    spoiled = torch.where(mask, loss, padding[0])
+    assert_close(aggregate(spoiled, mask, how).item(), by_hand, rtol=1e-12, atol=1e-12)
+    assert_close(aggregate(spoiled, mask.int(), how, denominator=7.0).item(), by_hand * count(mask, how).item() / 7)
+
+
+@given(batch=batches(), name=recipe_names, how=aggregations)
+def test_sequence_level_is_the_token_level_of_summed_logps(batch, name, how):
+    logps, advantages, mask, _ = batch
+    loss, gradient, _ = evaluate(configured(name, "sequence", how), logps, advantages, mask)
+    summed = [torch.where(mask, x, 0.0).sum(1, keepdim=True) for x in logps]
+    alone = evaluate(configured(name, "token", how), summed, advantages, mask.any(1, keepdim=True))
+    assert_close(loss, alone[0], rtol=1e-12, atol=1e-12)
+    assert_close(gradient, torch.where(mask, alone[1], 0.0), rtol=1e-12, atol=1e-12)
+
+
+@given(
+    logits=floats((3, 4), st.floats(-3.0, 3.0)),
+    advantages=floats(4, st.floats(-2.0, 2.0)),
+    level=st.sampled_from(LEVELS),
+)
+def test_sampler_correction_restores_the_expectation(logits, advantages, level):
+    """Σ π_sampler·(π_old/π_sampler)·loss = Σ π_old·loss, every outcome a batch of one."""
+    current, old, sampler = (torch.tensor(softmax(x)).log().unsqueeze(1) for x in logits)
+    recipe = dataclasses.replace(RECIPES["rpg-urkl"], level=level, beta=0.3)
+    A, one = torch.tensor(advantages), torch.ones(1, 1, dtype=torch.bool)
+
+    def mean(weights, **choices):
+        leaf = current.clone().requires_grad_()
+        losses = [
+            recipe(
+                leaf[i : i + 1],
+                old[i : i + 1],
+                None,
+                A[i : i + 1],
+                one,
+                **{key: x[i : i + 1] for key, x in choices.items()},
+            ).loss
+            for i in range(4)
+        ]
+        return torch.autograd.grad((weights * torch.stack(losses)).sum(), leaf)[0]
+
+    exact = mean(old.exp().squeeze(1))
+    assert_close(mean(sampler.exp().squeeze(1), logp_sampler=sampler), exact, rtol=1e-11, atol=1e-11)
+    # It could fail: without the correction the gradient is another.
+    if (old - sampler).abs().max() > 0.1 and A.abs().min() > 0.1:
+        assert (mean(sampler.exp().squeeze(1)) - exact).abs().max() > 1e-6
+
+
+def test_sampler_cap_truncates_the_weight():
+    recipe = dataclasses.replace(RECIPES["rpg-urkl"], sampler_cap=1.5, beta=0.0)
+    logp, old = torch.full((2, 1, 2), -1.0, dtype=torch.float64)
+    sampler = old - torch.tensor([[4.0, 0.5]], dtype=torch.float64).log()
+    plain = evaluate(recipe, [logp, old, None], torch.ones(1).double(), torch.ones(1, 2))
+    found = evaluate(recipe, [logp, old, None], torch.ones(1).double(), torch.ones(1, 2), logp_sampler=sampler)
+    assert_close(found[1], plain[1] * torch.tensor([[1.5, 0.5]]), rtol=1e-12, atol=0)
+
+
+@pytest.mark.parametrize("name", NAMES)
+def test_no_token_and_a_denominator_is_a_zero(name):
+    x = torch.full((2, 3), math.nan)
+    loss, gradient, metrics = evaluate(RECIPES[name], [x, x, x], x[:, 0], torch.zeros(2, 3), denominator=5.0)
+    assert loss == 0 and bool((gradient == 0).all()) and all(m == 0 for m in metrics.values())
+
+
+@pytest.mark.parametrize("name", NAMES)
+def test_half_precision_computes_in_float32_at_least(name):
+    rng = torch.Generator().manual_seed(0)
+    half = [-torch.rand(3, 5, generator=rng).bfloat16() for _ in range(3)]
+    advantages, mask = torch.randn(3, generator=rng), torch.ones(3, 5)
+    loss, gradient, _ = evaluate(RECIPES[name], half, advantages, mask)
+    wide, wide_gradient, _ = evaluate(RECIPES[name], [x.float() for x in half], advantages, mask)
+    assert loss.dtype == torch.float32 and gradient.dtype == torch.bfloat16
+    assert torch.equal(loss, wide) and torch.equal(gradient, wide_gradient.bfloat16())
+
+
+def test_large_ratios_with_a_far_reference_stay_finite():
+    """u = e⁻¹⁰⁰ and v = e¹⁰⁰ are outside float32; their product is not."""
+    logp, old, ref = (torch.tensor([[x]]) for x in (-1.0, -1.2, -101.0))
+    for name in NAMES:
+        loss, gradient, _ = evaluate(RECIPES[name], [logp, old, ref], torch.ones(1), torch.ones(1, 1))
+        assert bool(loss.isfinite()) and bool(gradient.isfinite().all())
+
+
+def test_metrics_by_hand():
+    w = torch.tensor([[0.5, 1.1, 2.0, 20.0, 7.0]], dtype=torch.float64)
+    logp = torch.full((1, 5), -9.0, dtype=torch.float64)
+    mask = torch.tensor([[True, True, True, True, False]])
+    old = logp - w.log()
+    recipe = dataclasses.replace(RECIPES["rpg-reinforce-urkl-clip"], beta=0.0)
+    metrics = recipe(logp, old, None, torch.tensor([-1.0]), mask).metrics
+    assert_close(metrics["ratio_mean"].item(), 23.6 / 4)
+    assert_close(metrics["ratio_max"].item(), 20.0)
+    assert [metrics[f"clip_{side}"].item() for side in ("low", "high", "dual")] == [0.25, 0.0, 0.25]
+    assert_close(metrics["forward_kl_old"].item(), k3((logp - old)[:, :4]).mean().item())
+    expected = ((w * w.log() - w + 1)[:, :4]).mean().item()
+    assert_close(metrics["reverse_kl"].item(), expected)
+    up = recipe(logp, old, None, torch.tensor([1.0]), mask).metrics
+    assert [up[f"clip_{side}"].item() for side in ("low", "high", "dual")] == [0.0, 0.5, 0.0]
+
+
+def test_the_clips_direction_is_the_weights_for_rpg_and_the_advantages_for_ppo():
+    logp, old = torch.tensor([[-5.0]]).double(), torch.tensor([[-5.0 - math.log(2.0)]]).double()
+    batch = (logp, old, None, torch.tensor([0.1]).double(), torch.ones(1, 1))
+    for name, high in (("rpg-reinforce-urkl-clip", 0.0), ("grpo", 1.0)):
+        recipe = dataclasses.replace(RECIPES[name], beta=1.0)  # w(A − β log w) < 0 < w·A
+        assert recipe(*batch).metrics["clip_high"] == high
+
+
+def test_aliases_and_objectives():
+    for x in ("fkl", "ufkl", "rkl", "urkl"):
+        assert RECIPES[f"rpg-{x}-clip"] is RECIPES[f"rpg-reinforce-{x}-clip"]
+    recipe = dataclasses.replace(RECIPES["rpg-urkl"], beta=0.25, level="sequence")
+    assert recipe.on_policy == recipe.off_policy == Objective({"reward": 1.0, "reverse_kl": 0.25}, "sequence")
+    assert RECIPES["grpo"].off_policy is None
+    assert dataclasses.replace(RECIPES["grpo"], beta=0.0).off_policy == Objective({"reward": 1.0})
+    assert str(RECIPES["grpo"].on_policy) == "E[R] − 0.04·KL(ref‖π)"
+    assert str(Objective({"entropy": 0.1, "forward_kl": -2.0})) == "+ 0.1·H(π) + 2·KL(ref‖π)".removeprefix("+ ")
+    assert str(Objective()) == "0"
+
+
+def test_contract_defaults():
+    assert DualClip() == DualClip(low=0.2, high=0.28, dual=10.0)
+    logp, old = torch.tensor([-1.0]), torch.tensor([-1.1])
+    assert_close(clipped_loss(logp, old, 1.0, "urkl", 0.1), clipped_loss(logp, old, 1.0, "urkl", 0.1, clip=DualClip()))
+    anchored = differentiable_loss(logp, old, 1.0, "urkl", 0.1, logp_ref=old, log_mass_old=0.0)
+    assert torch.equal(anchored, differentiable_loss(logp, old, 1.0, "urkl", 0.1))
+
+
+def test_check_batch_passes_a_sound_batch():
+    x = torch.full((2, 3), -1.0)
+    mask = torch.tensor([[1, 1, 0], [1, 0, 0]])
+    check_batch(x.masked_fill(mask == 0, math.nan), x, None, torch.ones(2), mask, logp_sampler=x)

@@ -1,0 +1,166 @@
+"""`rpg-ref verify` passes on every recipe and fails on every planted fault: a check that cannot fail is a defect."""
+
+import dataclasses
+import json
+
+import pytest
+import torch
+
+from rpg_ref import RECIPES, DualClip, LossOutput, aggregate, differentiable_loss, k1, k3, reinforce_loss
+from rpg_ref.audit import identify
+from rpg_ref.cli import main
+from rpg_ref.recipes import grpo_corrected_loss, grpo_loss
+from rpg_ref.verify import verify
+
+URKL, CLIPPED, GRPO = RECIPES["rpg-urkl"], RECIPES["rpg-reinforce-urkl-clip"], RECIPES["grpo"]
+
+
+@pytest.mark.parametrize("name", ["rpg-js", "rpg-chi2"])
+def test_a_row_outside_the_paper_verifies_too(name):
+    divergence = name.removeprefix("rpg-")
+    recipe = dataclasses.replace(
+        URKL, name=name, divergence=divergence, on_policy_penalty=(divergence,), off_policy_penalty=(divergence,)
+    )
+    assert verify(recipe).ok
+
+
+def test_jeffreys_is_both_directions():
+    both = ("forward_kl", "reverse_kl")
+    assert verify(dataclasses.replace(URKL, divergence="jeffreys", on_policy_penalty=both, off_policy_penalty=both)).ok
+
+
+@pytest.mark.parametrize("seed", [1, 2])
+@pytest.mark.parametrize("name", ["rpg-rkl", "rpg-reinforce-ufkl-clip", "rpg-fkl-clip-as-printed", "grpo"])
+def test_other_policies_and_a_large_beta(name, seed):
+    assert verify(dataclasses.replace(RECIPES[name], beta=2.0), seed=seed).ok
+
+
+@pytest.mark.parametrize("name", ["rpg-ufkl", "rpg-reinforce-rkl-clip"])
+def test_sequence_level(name):
+    assert verify(dataclasses.replace(RECIPES[name], level="sequence")).ok
+
+
+def with_loss(recipe, loss):
+    return dataclasses.replace(recipe, loss=loss)
+
+
+def flipped(logp, old, A, divergence, beta, *, logp_ref=None):
+    return differentiable_loss(logp, old, A, divergence, 0.0) - differentiable_loss(
+        logp, old, 0.0, divergence, beta, logp_ref=logp_ref
+    )
+
+
+def without_u(logp, old, A, divergence, beta, *, logp_ref=None):
+    return differentiable_loss(logp, old, A, "urkl", 0.0) + differentiable_loss(
+        logp, logp_ref, 0.0, divergence, beta, logp_ref=logp_ref
+    )
+
+
+def without_w(logp, old, A, divergence, beta, *, logp_ref=None):
+    return reinforce_loss(logp, logp.detach(), A, divergence, beta, logp_ref=logp_ref)
+
+
+def inverted_region(logp, old, A, divergence, beta, *, logp_ref=None, clip):
+    swapped = DualClip(low=clip.high, high=clip.low, dual=clip.dual)
+    return CLIPPED.loss(logp, old, A, divergence, beta, logp_ref=logp_ref, clip=swapped)
+
+
+def region_of_the_advantage(logp, old, A, divergence, beta, *, logp_ref=None, clip):
+    penalty = reinforce_loss(logp, old, 0.0, divergence, beta, logp_ref=logp_ref)
+    return CLIPPED.loss(logp, old, A, divergence, 0.0, clip=clip) + penalty
+
+
+FAULTS = {
+    "sign of the penalty": with_loss(URKL, flipped),
+    "twice the penalty": with_loss(URKL, lambda *a, **k: differentiable_loss(*a[:4], 2 * a[4], **k)),
+    "no u": with_loss(URKL, without_u),
+    "no importance weight": with_loss(URKL, without_w),
+    "the other direction": dataclasses.replace(URKL, divergence="ufkl"),
+    "own-sample baseline's (G − 1)/G in β": with_loss(
+        URKL, lambda *a, **k: differentiable_loss(*a[:4], a[4] * 8 / 7, **k)
+    ),
+    "reference ignored": with_loss(URKL, lambda *a, logp_ref=None: differentiable_loss(*a)),
+    "swapped bounds": with_loss(CLIPPED, inverted_region),
+    "no clip": with_loss(CLIPPED, lambda *a, clip=None, **k: reinforce_loss(*a, **k)),
+    "no dual bound": with_loss(
+        CLIPPED, lambda *a, clip, **k: CLIPPED.loss(*a, clip=dataclasses.replace(clip, dual=1e9), **k)
+    ),
+    "region of the advantage": with_loss(CLIPPED, region_of_the_advantage),
+    "detached penalty": with_loss(URKL, lambda *a, **k: differentiable_loss(*a[:4], 0.0, **k)),
+    "GRPO that claims to be corrected": with_loss(RECIPES["grpo-corrected"], grpo_loss),
+    "GRPO that is corrected and does not say so": with_loss(GRPO, grpo_corrected_loss),
+    "GRPO that claims an objective off-policy": dataclasses.replace(GRPO, off_policy_penalty=("forward_kl",)),
+    "declared reverse": dataclasses.replace(GRPO, on_policy_penalty=("reverse_kl",)),
+}
+
+
+@pytest.mark.parametrize("fault", FAULTS)
+def test_a_planted_fault_is_found(fault):
+    row = verify(FAULTS[fault])
+    assert not row.ok and "NOT verified" in row.verdict
+
+
+def token_mean(per_token):
+    def loss(logp, logp_old, logp_ref, advantages, mask):
+        reward = -(logp - logp_old).exp() * advantages.unsqueeze(1)
+        return aggregate(reward + 0.5 * per_token(logp, logp_old, logp_ref), mask, "token-mean")
+
+    return loss
+
+
+# The ground-truth table of the errata: (term, on-policy, off-policy), coefficients of J at β = ½; None: no known one.
+GROUND_TRUTH = {
+    "k1": (lambda p, q, r: k1(r - p), {}, {"forward_kl_old": -0.5}),
+    "k3": (lambda p, q, r: k3(r - p), {"forward_kl": 0.5}, None),
+    "k3 · SG(w)": (lambda p, q, r: (p - q).exp().detach() * k3(r - p), {"forward_kl": 0.5}, {"forward_kl": 0.5}),
+    "k3 · w": (lambda p, q, r: (p - q).exp() * k3(r - p), {"reverse_kl": 0.5}, {"reverse_kl": 0.5}),
+    "k1 · w": (lambda p, q, r: (p - q).exp() * k1(r - p), {"reverse_kl": 0.5}, {"reverse_kl": 0.5}),
+}
+
+
+@pytest.mark.parametrize("name", GROUND_TRUTH)
+def test_black_boxes_are_identified(name):
+    term, *expected = GROUND_TRUTH[name]
+    report = identify(token_mean(term))
+    for finding, coefficients in zip((report.on_policy, report.off_policy), expected, strict=True):
+        if coefficients is None:
+            assert finding.residual > 1e-4 and finding.objective is None and "no known objective" in finding.verdict
+        else:
+            found = dict(finding.objective.terms)
+            assert found == pytest.approx({"reward": 1.0, **coefficients}, rel=1e-8)
+            assert finding.residual < 1e-8
+    assert report.on_policy.unidentified == ("reverse_kl_old", "forward_kl_old")
+
+
+def test_identify_separates_the_normaliser():
+    report = identify(lambda *batch: LossOutput(7.0 * RECIPES["rpg-urkl"](*batch).loss, {}))
+    assert report.off_policy.objective == pytest.approx(report.off_policy.objective)
+    assert report.off_policy.scale == pytest.approx(7.0 / 3)
+    assert dict(report.off_policy.objective.terms) == pytest.approx({"reward": 1.0, "reverse_kl": 1e-4})
+
+
+def test_identify_refuses_what_is_no_scalar():
+    with pytest.raises(ValueError, match="scalar"):
+        identify(lambda logp, *rest: logp)
+
+
+def test_the_command(capsys):
+    assert main(["verify", "grpo", "rpg-urkl", "rpg-urkl"]) == 0
+    table = capsys.readouterr().out.splitlines()
+    assert len(table) == 3 and table[1].split()[0] == "grpo" and "no known objective" in table[1]
+    assert main(["verify", "--json", "grpo", "--seed", "3"]) == 0
+    (record,) = json.loads(capsys.readouterr().out)
+    assert record["ok"] and record["declared"]["off_policy"] is None
+    assert record["found"]["on_policy"]["forward_kl"] == pytest.approx(0.04)
+
+
+def test_the_command_fails_on_a_fault(capsys, monkeypatch):
+    monkeypatch.setitem(RECIPES, "rpg-urkl", FAULTS["no u"])
+    assert main(["verify", "rpg-urkl"]) == 1
+    assert "FAILED" in capsys.readouterr().out
+
+
+@pytest.mark.skipif(not torch.cuda.is_available(), reason="needs a GPU")
+@pytest.mark.parametrize("name", list(RECIPES))
+def test_on_a_gpu(name):
+    assert verify(RECIPES[name], device="cuda").ok
