@@ -7,10 +7,11 @@ from rpg_ref.advantages import BASELINES, advantages
 from rpg_ref.aggregation import AGGREGATIONS, aggregate, count
 from rpg_ref.audit.objective import Objective
 from rpg_ref.checks import UnknownName, check_batch
-from rpg_ref.clipping import DualClip, clipped_loss, clipped_loss_as_printed, ppo_loss
+from rpg_ref.clipping import DualClip, clipped_loss, clipped_loss_as_printed
 from rpg_ref.divergences import DIVERGENCES, Divergence
 from rpg_ref.estimators import k1, k2, k3
 from rpg_ref.logprobs import token_entropy, token_logprobs
+from rpg_ref.ppo import grpo_corrected_loss, grpo_loss, ppo_loss
 from rpg_ref.ratios import LEVELS, log_ratios
 from rpg_ref.recipes import RECIPES, LossOutput, Recipe
 from rpg_ref.surrogates import differentiable_loss, reinforce_loss, weight
@@ -34,6 +35,8 @@ __all__ = [
     "clipped_loss_as_printed",
     "count",
     "differentiable_loss",
+    "grpo_corrected_loss",
+    "grpo_loss",
     "k1",
     "k2",
     "k3",

@@ -11,8 +11,7 @@ from torch import Tensor
 from rpg_ref.checks import check_number
 from rpg_ref.divergences import Divergence
 from rpg_ref.numerics import at_least_float32
-from rpg_ref.ratios import log_ratios
-from rpg_ref.surrogates import PerSample, per_sample, terms
+from rpg_ref.surrogates import PerSample, terms
 
 
 @dataclass(frozen=True)
@@ -154,30 +153,3 @@ def clipped_loss_as_printed(
     regularised_advantage = A - beta * row.slope(log_v) * (-log_v).exp()
     loss = -clipped_ratio(regularised_advantage, log_w, clip) * regularised_advantage
     return loss.to(at_least_float32(logp).dtype)
-
-
-def ppo_loss(
-    logp: Float[Tensor, "*shape"],
-    logp_old: Float[Tensor, "*shape"],
-    advantage: PerSample,
-    *,
-    clip: DualClip = DualClip(),
-) -> Float[Tensor, "*shape"]:
-    """−clamp(w)·A, differentiated inside the region of the advantage's sign: −min(w·A, clip(w)·A), dual-clipped at c.
-
-    Args:
-        logp: log π_θ of the samples in nats, any shape; the only input that carries a gradient.
-        logp_old: log π_old, same shape.
-        advantage: A = R − b, same shape or one number, larger is better.
-        clip: the bounds; ``dual=math.inf`` is plain PPO.
-
-    Returns:
-        One loss per sample, same shape.
-
-    Raises:
-        ValueError: shapes or dtypes do not fit.
-
-    Source: paper §2.2 (GRPO's clipped term); Schulman et al. 2017, Eq. 7.
-    """
-    log_w, A = log_ratios(logp, logp_old).log_w, per_sample("advantage", advantage, logp)
-    return (-clipped_ratio(A, log_w, clip) * A).to(at_least_float32(logp).dtype)

@@ -13,63 +13,15 @@ from rpg_ref.advantages import BASELINES
 from rpg_ref.aggregation import AGGREGATIONS, aggregate, count
 from rpg_ref.audit.objective import Objective
 from rpg_ref.checks import Table, check_log_probs, check_mask, check_number
-from rpg_ref.clipping import DualClip, clipped_loss, clipped_loss_as_printed, ppo_loss, region
-from rpg_ref.divergences import DIVERGENCES, Divergence, resolve
+from rpg_ref.clipping import DualClip, clipped_loss, clipped_loss_as_printed, region
+from rpg_ref.divergences import DIVERGENCES
 from rpg_ref.estimators import k3
 from rpg_ref.numerics import at_least_float32, widest
+from rpg_ref.ppo import grpo_corrected_loss, grpo_loss
 from rpg_ref.ratios import LEVELS, log_ratios, truncate
-from rpg_ref.surrogates import PerSample, differentiable_loss, reinforce_loss, weight
+from rpg_ref.surrogates import differentiable_loss, reinforce_loss, weight
 
 Samples = Float[Tensor, "*shape"]
-
-
-def grpo_loss(
-    logp: Samples,
-    logp_old: Samples,
-    advantage: PerSample,
-    divergence: str | Divergence,
-    beta: float,
-    *,
-    logp_ref: Samples | None = None,
-    clip: DualClip,
-) -> Samples:
-    """PPO's clipped term + β·f(v)/v: an estimate of D for samples of π_θ, used without weight on those of π_old.
-
-    For urkl f(v)/v is k3(π_ref/π_θ), GRPO's penalty, whose on-policy gradient is that of the *forward* KL.
-
-    Args and Raises: as ``clipped_loss``.
-
-    Returns:
-        One loss per sample, same shape.
-
-    Source: paper §2.2; Shao et al. 2024 (DeepSeekMath), Eqs. 3 and 4.
-    """
-    log_v = log_ratios(logp, logp_old, logp_ref).log_v
-    penalty = resolve(divergence).f(log_v) * (-log_v).exp()
-    return ppo_loss(logp, logp_old, advantage, clip=clip) + (beta * penalty).to(at_least_float32(logp).dtype)
-
-
-def grpo_corrected_loss(
-    logp: Samples,
-    logp_old: Samples,
-    advantage: PerSample,
-    divergence: str | Divergence,
-    beta: float,
-    *,
-    logp_ref: Samples | None = None,
-    clip: DualClip,
-) -> Samples:
-    """PPO's clipped term + β·w·f(v)/v = β·u·f(v), w differentiated too: the penalty of the RPG surrogate, unclipped.
-
-    Args and Raises: as ``clipped_loss``.
-
-    Returns:
-        One loss per sample, same shape.
-
-    Source: paper §2.2, the corrected estimator E_old[w·k3(π_ref/π_θ)].
-    """
-    penalty = differentiable_loss(logp, logp_old, 0.0, divergence, beta, logp_ref=logp_ref)
-    return ppo_loss(logp, logp_old, advantage, clip=clip) + penalty
 
 
 class LossOutput(NamedTuple):
@@ -77,9 +29,10 @@ class LossOutput(NamedTuple):
 
     Attributes:
         loss: the scalar; minimise it.
-        metrics: means over samples of π_old: ``ratio_mean`` and ``ratio_max`` of w; ``forward_kl_old`` = k3(w), an
-            estimate of UKL(π_old‖π_θ); ``reverse_kl`` = u·f_URKL(v), of UKL(π_θ‖π_ref), in nats a sample; and the shares
-            of samples that the clip stops: ``clip_high`` (w ≥ 1 + ε2), ``clip_low`` (w ≤ 1 − ε1), ``clip_dual`` (w ≥ c).
+        metrics: over samples of π_old: ``ratio_mean`` and ``ratio_max`` of w; the mean of k3(w), ``forward_kl_old``,
+            which estimates UKL(π_old‖π_θ), and of u·f_URKL(v), ``reverse_kl``, which estimates UKL(π_θ‖π_ref), both in
+            nats; and the shares that the clip stops: ``clip_high`` (w ≥ 1 + ε2), ``clip_low`` (w ≤ 1 − ε1) and
+            ``clip_dual`` (w ≥ c).
 
     Source: Remark 3.5 for the two estimates; Algorithm 2 for the shares.
     """

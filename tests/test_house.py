@@ -22,6 +22,7 @@ PIPELINE = [
     "advantages",
     "surrogates",
     "clipping",
+    "ppo",
     "aggregation",
     "audit.objective",
     "audit.oracle",
@@ -30,7 +31,7 @@ PIPELINE = [
     "verify",
     "cli",
 ]
-CORE = PIPELINE[:10] + ["recipes"]
+CORE = PIPELINE[:11] + ["recipes"]
 
 
 def path_of(module: str) -> Path:

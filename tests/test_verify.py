@@ -6,10 +6,20 @@ import json
 import pytest
 import torch
 
-from rpg_ref import RECIPES, DualClip, LossOutput, aggregate, differentiable_loss, k1, k3, reinforce_loss
+from rpg_ref import (
+    RECIPES,
+    DualClip,
+    LossOutput,
+    aggregate,
+    differentiable_loss,
+    grpo_corrected_loss,
+    grpo_loss,
+    k1,
+    k3,
+    reinforce_loss,
+)
 from rpg_ref.audit import identify
 from rpg_ref.cli import main
-from rpg_ref.recipes import grpo_corrected_loss, grpo_loss
 from rpg_ref.verify import verify
 
 URKL, CLIPPED, GRPO = RECIPES["rpg-urkl"], RECIPES["rpg-reinforce-urkl-clip"], RECIPES["grpo"]

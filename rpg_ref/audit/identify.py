@@ -151,7 +151,7 @@ class Finding:
 
 @dataclass(frozen=True)
 class Report:
-    """The findings on-policy (π_θ = π_old) and off-policy (near enough that nothing is clipped)."""
+    """The findings on-policy (π_θ = π_old) and off-policy (near enough that nothing is clipped). Source: ours."""
 
     on_policy: Finding
     off_policy: Finding
