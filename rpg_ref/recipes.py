@@ -1,9 +1,9 @@
 """A recipe is one frozen record of every choice; the table holds the named ones, each with what it optimises."""
 
 import math
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
 from dataclasses import dataclass
-from typing import NamedTuple
+from typing import Any, NamedTuple
 
 import torch
 from jaxtyping import Bool, Float, Shaped
@@ -155,8 +155,9 @@ class Recipe:
         if logp.ndim != 2:
             raise ValueError(f"logp must be [B, T], got shape {tuple(logp.shape)}; add the missing axis")
         check_mask(mask, logp.shape)
-        if advantages.shape not in (logp.shape, logp.shape[:1]) or (advantages.ndim == 2 and self.level != "token"):
-            wanted = "[B] or [B, T]" if self.level == "token" else "[B]"
+        shapes = {"token": (logp.shape[:1], logp.shape), "sequence": (logp.shape[:1],)}[self.level]
+        if advantages.shape not in shapes:
+            wanted = " or ".join(str(tuple(shape)) for shape in shapes)
             raise ValueError(f"advantages must be {wanted} at {self.level} level, got shape {tuple(advantages.shape)}")
         keep, level = mask != 0, LEVELS[self.level]
         alive = level(keep) != 0
@@ -189,54 +190,51 @@ class Recipe:
             dead = ~region(direction, w, self.clip).live
             fractions |= {
                 "clip_high": dead & (direction >= 0),
-                "clip_low": dead & (direction < 0) & (w < 1),
-                "clip_dual": dead & (direction < 0) & (w > 1),
+                "clip_low": dead & (direction < 0) & (w <= 1 - self.clip.low),
+                "clip_dual": dead & (direction < 0) & (w >= self.clip.dual),
             }
         number = alive.sum().clamp(min=1)
         means = {name: torch.where(alive, x, 0.0).sum() / number for name, x in fractions.items()}
         return means | {"ratio_max": torch.where(alive, w, 0.0).max()}
 
 
-GRPO_BETA = 0.04  # Shao et al. 2024 (DeepSeekMath), §4.2
-GRPO_CLIP = DualClip(low=0.2, high=0.2, dual=math.inf)  # Schulman et al. 2017; paper §5
+# The penalty each row is the gradient of: unnormalised rows differ from the normalised ones by a constant in θ.
+PENALTY = {"fkl": ("forward_kl",), "ufkl": ("forward_kl",), "rkl": ("reverse_kl",), "urkl": ("reverse_kl",)}
+# As printed, w·f′(w) is differentiated, and that is −1 for fkl and w − 1 for ufkl: its expected gradient is zero.
+PRINTED_PENALTY = PENALTY | {"fkl": (), "ufkl": ()}
 
-KL_OF = {"fkl": "forward_kl", "ufkl": "forward_kl", "rkl": "reverse_kl", "urkl": "reverse_kl"}
-"""The normalised divergence whose gradient each row has: the unnormalised rows differ from it by a constant in θ."""
 
-STYLES: dict[str, tuple[Callable[..., Samples], DualClip | None]] = {
-    "rpg-{}": (differentiable_loss, None),
-    "rpg-reinforce-{}": (reinforce_loss, None),
-    "rpg-reinforce-{}-clip": (clipped_loss, DualClip()),
-    "rpg-{}-clip-as-printed": (clipped_loss_as_printed, DualClip()),
+def _rpg(
+    style: str,
+    loss: Callable[..., Samples],
+    clip: DualClip | None = None,
+    penalties: Mapping[str, tuple[str, ...]] = PENALTY,
+) -> list[Recipe]:
+    return [Recipe(style.format(x), loss, x, penalty, penalty, clip) for x, penalty in penalties.items()]
+
+
+GRPO: dict[str, Any] = {
+    "divergence": "urkl",
+    "clip": DualClip(low=0.2, high=0.2, dual=math.inf),  # Schulman et al. 2017; paper §5
+    "clips_penalty": False,
+    "beta": 0.04,  # Shao et al. 2024 (DeepSeekMath), §4.2
+    "baseline": "group_std",
+    "aggregation": "seq-mean-token-mean",
 }
 
-
-def _rpg(style: str, divergence: str) -> Recipe:
-    loss, clip = STYLES[style]
-    # Algorithm 1 as printed has w·f′(w) = −1 and w − 1 here: constants in θ, or of zero mean, so no penalty is left.
-    vanishes = loss is clipped_loss_as_printed and divergence in ("fkl", "ufkl")
-    penalty = () if vanishes else (KL_OF[divergence],)
-    return Recipe(style.format(divergence), loss, divergence, penalty, penalty, clip)
-
-
-def _grpo(name: str, loss: Callable[..., Samples], on: tuple[str, ...], off: tuple[str, ...] | None) -> Recipe:
-    return Recipe(
-        name,
-        loss,
-        "urkl",
-        on,
-        off,
-        clip=GRPO_CLIP,
-        clips_penalty=False,
-        beta=GRPO_BETA,
-        baseline="group_std",
-        aggregation="seq-mean-token-mean",
-    )
-
-
-_ROWS = [_rpg(style, divergence) for style in STYLES for divergence in KL_OF] + [
-    _grpo("grpo", grpo_loss, on=("forward_kl",), off=None),
-    _grpo("grpo-corrected", grpo_corrected_loss, on=("reverse_kl",), off=("reverse_kl",)),
+_ROWS = [
+    *_rpg("rpg-{}", differentiable_loss),
+    *_rpg("rpg-reinforce-{}", reinforce_loss),
+    *_rpg("rpg-reinforce-{}-clip", clipped_loss, DualClip()),
+    *_rpg("rpg-{}-clip-as-printed", clipped_loss_as_printed, DualClip(), PRINTED_PENALTY),
+    Recipe("grpo", grpo_loss, on_policy_penalty=("forward_kl",), off_policy_penalty=None, **GRPO),
+    Recipe(
+        "grpo-corrected",
+        grpo_corrected_loss,
+        on_policy_penalty=("reverse_kl",),
+        off_policy_penalty=("reverse_kl",),
+        **GRPO,
+    ),
 ]
 
 RECIPES: Table[Recipe] = Table("recipe", {row.name: row for row in _ROWS})
@@ -244,4 +242,4 @@ RECIPES: Table[Recipe] = Table("recipe", {row.name: row for row in _ROWS})
 
 Source: paper §3 (rpg-X), §4 (rpg-reinforce-X), Algorithm 2 (…-clip), Algorithm 1 (…-as-printed), §2.2 (grpo).
 """
-RECIPES |= {f"rpg-{x}-clip": RECIPES[f"rpg-reinforce-{x}-clip"] for x in KL_OF}
+RECIPES |= {f"rpg-{x}-clip": RECIPES[f"rpg-reinforce-{x}-clip"] for x in PENALTY}

@@ -83,10 +83,10 @@ CASES = {
     "temperature negative": (lambda: token_entropy(X, temperature=-1.0), ["temperature", "-1.0"]),
     "tokens do not fit": (lambda: token_logprobs(X, torch.zeros(3).long()), ["logits", "(2, 3)", "(3,)"]),
     "recipe, one axis": (lambda: RECIPE(X[0], X[0], None, X[0], MASK[0]), ["logp", "[B, T]"]),
-    "recipe, advantages": (lambda: RECIPE(X, X, None, torch.ones(3), MASK), ["advantages", "(3,)"]),
+    "recipe, advantages": (lambda: RECIPE(X, X, None, torch.ones(3), MASK), ["advantages", "(3,)", "(2,) or (2, 3)"]),
     "recipe, tokens at sequence level": (
         lambda: dataclasses.replace(RECIPE, level="sequence")(X, X, None, X, MASK),
-        ["advantages", "[B]", "sequence"],
+        ["advantages", "(2,)", "sequence"],
     ),
     "recipe, sampler": (lambda: RECIPE(X, X, None, X[:, 0], MASK, logp_sampler=X[:1]), ["logp_sampler", "(1, 3)"]),
     "recipe, level": (lambda: dataclasses.replace(RECIPE, level="tokens"), ["level", "token"]),
