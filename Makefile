@@ -4,13 +4,16 @@ VENV   := .venv
 PY     := $(VENV)/bin/python
 READY  := $(VENV)/.ready
 
-.PHONY: train test verify proofs lint types pictures clean
+.PHONY: train test slow verify proofs lint types clean
 
 train: $(READY)      ## train a small policy with the verified core (three minutes on two cores)
 	$(PY) -m train run train/presets/cpu_tiny.toml
 
 test: $(READY)       ## property tests, exact-gradient tests and every symbolic proof
 	$(PY) -m pytest -n 2
+
+slow: $(READY)       ## the checks that take minutes: whole training runs
+	$(PY) -m pytest -m slow
 
 verify: $(READY)     ## every recipe against the exact oracle, on this machine
 	$(VENV)/bin/rpg-ref verify

@@ -64,8 +64,10 @@ def test_expected_gradient_of_a_group_of_three(name, factor):
 
 
 def test_equal_rewards_have_no_advantage_under_group_std():
-    R = torch.full((3,), 0.1)
-    assert torch.equal(advantages(R, torch.zeros(3, dtype=torch.int64), "group_std"), torch.zeros(3))
+    """Also where rounding moves their mean: 0.1 + 0.1 + 0.1 is not 3 · 0.1."""
+    R = torch.full((3,), 0.1, dtype=torch.float64)
+    assert R.mean() != 0.1
+    assert torch.equal(advantages(R, torch.zeros(3, dtype=torch.int64), "group_std"), torch.zeros_like(R))
 
 
 def test_integer_and_half_rewards_are_widened():

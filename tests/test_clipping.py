@@ -81,6 +81,14 @@ def test_a_certain_sample_follows_its_weights_sign():
         assert (g != 0).item() is live
 
 
+def test_a_weight_of_zero_counts_as_rising():
+    """ψ = 0 is in the first case: at w < 1 − ε1 the value is w·ψ = 0, not that of a clamped sample."""
+    log_w = torch.tensor([math.log(0.5)], dtype=torch.float64)
+    logp, old = torch.full((1,), -2.0, dtype=torch.float64), -2.0 - log_w
+    assert weight(logp, old, logp - old, "urkl", 1.0).item() == 0.0  # A = log w
+    assert clipped_loss(logp, old, logp - old, "urkl", 1.0, clip=CLIP).item() == 0.0
+
+
 def algorithm_1(log_w: torch.Tensor, advantage: torch.Tensor, clip: DualClip) -> torch.Tensor:
     """Lines 27 and 32 with their max and min, Â as it comes."""
     w = log_w.exp()

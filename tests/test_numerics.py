@@ -96,7 +96,7 @@ def test_generator_and_slope_anywhere(name, d):
 @pytest.mark.parametrize("dtype", [torch.float32, torch.float64])
 @pytest.mark.parametrize("name", DIVERGENCE_NAMES)
 def test_autograd_of_f_is_the_slope(name, dtype):
-    """To 16 ulp of max(1, v, |slope|)."""
+    """To 4 ulp of max(1, v, |slope|); 2 are measured."""
     x = torch.tensor(LOG_RATIOS, dtype=dtype, requires_grad=True)
     (found,) = torch.autograd.grad(DIVERGENCES[name].f(x).sum(), x)
     info = torch.finfo(dtype)
@@ -105,7 +105,7 @@ def test_autograd_of_f_is_the_slope(name, dtype):
             exact = generator_slope(name, mpmath.mpf(d))
             size = max(mpmath.mpf(1), mpmath.exp(d), abs(exact))
             if size <= info.max:
-                assert abs(mpmath.mpf(g) - exact) <= 16 * info.eps * size, (name, d)
+                assert abs(mpmath.mpf(g) - exact) <= 4 * info.eps * size, (name, d)
 
 
 @given(d=st.floats(-80.0, 80.0))

@@ -160,6 +160,17 @@ def test_sampler_cap_truncates_the_weight():
 
 
 @pytest.mark.parametrize("name", NAMES)
+def test_only_logp_receives_a_gradient(name):
+    """Also when π_old was not detached, and with a sampler's correction."""
+    rng = torch.Generator().manual_seed(0)
+    logp, old, ref, sampler = (-torch.rand((4, 2, 3), generator=rng)).requires_grad_()
+    inputs = [logp, old, ref, torch.randn(2, generator=rng, requires_grad=True), sampler]
+    loss = RECIPES[name](*inputs[:4], torch.ones(2, 3), logp_sampler=inputs[4]).loss
+    gradients = torch.autograd.grad(loss, inputs, allow_unused=True)
+    assert gradients[0] is not None and gradients[1:] == (None,) * 4
+
+
+@pytest.mark.parametrize("name", NAMES)
 def test_no_token_and_a_denominator_is_a_zero(name):
     x = torch.full((2, 3), math.nan)
     loss, gradient, metrics = evaluate(RECIPES[name], [x, x, x], x[:, 0], torch.zeros(2, 3), denominator=5.0)
@@ -186,15 +197,15 @@ def test_large_ratios_with_a_far_reference_stay_finite():
 
 
 def test_metrics_by_hand():
-    w = torch.tensor([[0.5, 1.1, 2.0, 20.0, 7.0]], dtype=torch.float64)
+    w = torch.tensor([[0.5, 0.6, 2.0, 20.0, 7.0]], dtype=torch.float64)
     logp = torch.full((1, 5), -9.0, dtype=torch.float64)
     mask = torch.tensor([[True, True, True, True, False]])
     old = logp - w.log()
     recipe = dataclasses.replace(RECIPES["rpg-reinforce-urkl-clip"], beta=0.0)
     metrics = recipe(logp, old, None, torch.tensor([-1.0]), mask).metrics
-    assert_close(metrics["ratio_mean"].item(), 23.6 / 4)
+    assert_close(metrics["ratio_mean"].item(), 23.1 / 4)
     assert_close(metrics["ratio_max"].item(), 20.0)
-    assert [metrics[f"clip_{side}"].item() for side in ("low", "high", "dual")] == [0.25, 0.0, 0.25]
+    assert [metrics[f"clip_{side}"].item() for side in ("low", "high", "dual")] == [0.5, 0.0, 0.25]
     assert_close(metrics["forward_kl_old"].item(), k3((logp - old)[:, :4]).mean().item())
     expected = ((w * w.log() - w + 1)[:, :4]).mean().item()
     assert_close(metrics["reverse_kl"].item(), expected)
