@@ -7,7 +7,7 @@ import torch
 from jaxtyping import Float, Int
 from torch import Tensor
 
-from rpg_ref.checks import Table
+from rpg_ref.checks import Table, check_tensor
 from rpg_ref.numerics import at_least_float32, widest
 
 
@@ -62,6 +62,8 @@ def advantages(rewards: Float[Tensor, "B"], groups: Int[Tensor, "B"], baseline: 
     Source: paper §5 (group_mean), §2.2 (group_std, GRPO); leave_one_out after Kool et al. 2019.
     """
     rule, smallest = BASELINES[baseline]
+    check_tensor("rewards", rewards)
+    check_tensor("groups", groups)
     if rewards.ndim != 1 or groups.shape != rewards.shape:
         shapes = f"rewards {tuple(rewards.shape)} and groups {tuple(groups.shape)}"
         raise ValueError(f"{shapes} must both be [B]; pass one reward and one group id per sample")
@@ -69,7 +71,7 @@ def advantages(rewards: Float[Tensor, "B"], groups: Int[Tensor, "B"], baseline: 
         raise ValueError(f"groups must hold integers, got {groups.dtype}; pass the index of each sample's prompt")
     if not bool(rewards.isfinite().all()):
         worst = int((~rewards.isfinite()).nonzero()[0])
-        raise ValueError(f"rewards[{worst}] is {rewards[worst].item()}; every reward must be finite")
+        raise ValueError(f"rewards[{worst}] is {rewards[worst].item()}; mend what computed it")
     names, member, sizes = torch.unique(groups, return_inverse=True, return_counts=True)
     if bool((sizes < smallest).any()):
         small = int(names[sizes.argmin()])
@@ -81,8 +83,8 @@ def advantages(rewards: Float[Tensor, "B"], groups: Int[Tensor, "B"], baseline: 
     def of_group(x: Tensor, statistic: str) -> Tensor:
         return x.new_zeros(len(sizes)).scatter_reduce(0, member, x, statistic, include_self=False)[member]
 
-    size, mean = sizes[member].to(r.dtype), of_group(r, "mean")
-    variance = of_group((r - mean) ** 2, "sum") / (size - 1).clamp(min=1)
-    # Rewards that are equal have no spread, even where rounding gives their mean one.
-    std = torch.where(of_group(r, "amin") < of_group(r, "amax"), variance.sqrt(), 0.0)
+    # Rewards that are equal have that mean, also where rounding would give them another.
+    size, lowest = sizes[member].to(r.dtype), of_group(r, "amin")
+    mean = torch.where(lowest == of_group(r, "amax"), lowest, of_group(r, "mean"))
+    std = (of_group((r - mean) ** 2, "sum") / (size - 1).clamp(min=1)).sqrt()
     return rule(r, Group(size, mean, std)).to(at_least_float32(rewards).dtype)

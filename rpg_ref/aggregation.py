@@ -1,21 +1,36 @@
 """From one loss per token to one number: the choices differ only in how a sequence's length weighs."""
 
 import math
+from collections.abc import Callable
+from typing import NamedTuple
 
 import torch
 from jaxtyping import Float, Shaped
 from torch import Tensor
 
-from rpg_ref.checks import Table, check_mask, check_number
+from rpg_ref.checks import Table, check_mask, check_number, check_tensor
+from rpg_ref.numerics import at_least_float32, widest
 
-AGGREGATIONS: Table[tuple[bool, bool]] = Table(
-    "aggregation",
-    {  #                        each sequence's sum is divided by its length; the batch is counted in tokens
-        "token-mean": (False, True),
-        "seq-mean-token-mean": (True, False),
-        "seq-mean-token-sum": (False, False),
-    },
-)
+
+class Aggregation(NamedTuple):
+    """How one loss per token becomes one number.
+
+    Attributes:
+        of_sequence: (sum of a sequence's losses [B], its length [B]) ↦ what the sequence adds, [B].
+        counted: length [B] ↦ what the sequence adds to the denominator, [B].
+    """
+
+    of_sequence: Callable[[Float[Tensor, "B"], Float[Tensor, "B"]], Float[Tensor, "B"]]
+    counted: Callable[[Float[Tensor, "B"]], Float[Tensor, "B"]]
+
+
+# fmt: off
+AGGREGATIONS: Table[Aggregation] = Table("aggregation", {
+    "token-mean":          Aggregation(lambda total, length: total,                       lambda length: length),
+    "seq-mean-token-mean": Aggregation(lambda total, length: total / length.clamp(min=1), lambda length: length > 0),
+    "seq-mean-token-sum":  Aggregation(lambda total, length: total,                       lambda length: length > 0),
+})
+# fmt: on
 
 
 def count(mask: Shaped[Tensor, "B T"], how: str) -> Float[Tensor, ""]:
@@ -29,16 +44,15 @@ def count(mask: Shaped[Tensor, "B T"], how: str) -> Float[Tensor, ""]:
         how: a name in AGGREGATIONS.
 
     Returns:
-        The count, a float32 scalar (exact up to 2²⁴).
+        The count, a float64 scalar.
 
     Raises:
-        ValueError: the name is unknown.
+        ValueError: the name is unknown, or the mask is no tensor.
 
     Source: paper §5 (token-mean); PAPER §7.
     """
-    _, by_token = AGGREGATIONS[how]
-    counted = mask != 0 if by_token else (mask != 0).any(-1)
-    return counted.sum().float()
+    check_tensor("mask", mask)
+    return widest(AGGREGATIONS[how].counted((mask != 0).sum(-1))).sum()
 
 
 def aggregate(
@@ -58,7 +72,7 @@ def aggregate(
             A constant here makes seq-mean-token-sum Dr. GRPO's aggregation.
 
     Returns:
-        A scalar.
+        A scalar, in float32 at least.
 
     Raises:
         ValueError: shapes differ, the name is unknown, the denominator is not > 0, or there is no unmasked token
@@ -66,17 +80,17 @@ def aggregate(
 
     Source: paper §5 (token-mean); PAPER §7.
     """
+    check_tensor("loss", loss)
     check_mask(mask, loss.shape)
-    per_sequence_mean, _ = AGGREGATIONS[how]
+    of_sequence = AGGREGATIONS[how].of_sequence
     if denominator is None:
         denominator = count(mask, how)
         if denominator == 0:
-            raise ValueError(
-                f"mask of shape {tuple(mask.shape)} has no unmasked token; pass a denominator to allow that"
-            )
+            raise ValueError(f"mask of shape {tuple(mask.shape)} keeps no token; pass a denominator to allow that")
     elif not isinstance(denominator, Tensor):
         check_number("denominator", denominator, 0.0, math.inf, "()")
-    sums = torch.where(mask != 0, loss, 0.0).sum(-1)
-    if per_sequence_mean:
-        sums = sums / (mask != 0).sum(-1).clamp(min=1)
-    return sums.sum() / denominator
+    elif denominator.ndim:
+        raise ValueError(f"denominator must be one number, got shape {tuple(denominator.shape)}; sum it")
+    keep = mask != 0
+    totals = torch.where(keep, at_least_float32(loss), 0.0).sum(-1)
+    return of_sequence(totals, keep.sum(-1)).sum() / denominator

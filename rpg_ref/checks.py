@@ -12,6 +12,8 @@ Row = TypeVar("Row")
 
 # A log-softmax of float32 logits may round to just above zero; 1e-3 nats is far over that and far under a bug.
 _ROUNDING = 1e-3
+# χ²'s f is v², and e³⁵⁴ squared is the last that float64 holds.
+_LARGEST_LOG_RATIO = 350.0
 
 
 class UnknownName(KeyError, ValueError):
@@ -32,9 +34,16 @@ class Table(dict[str, Row]):
 
     def __missing__(self, name: object) -> Row:
         """Raise UnknownName (a KeyError and a ValueError), listing the nearest names, or all when none is near."""
-        near = difflib.get_close_matches(str(name), self, n=3, cutoff=0.5)
+        near = difflib.get_close_matches(str(name).lower(), self, n=3, cutoff=0.5)
         hint = f"the nearest are {', '.join(near)}" if near else f"choose one of {', '.join(self)}"
         raise UnknownName(f"unknown {self.what} {name!r}; {hint}")
+
+
+def check_tensor(name: str, x: object) -> None:
+    """Raise ValueError unless x is a real tensor."""
+    if not isinstance(x, Tensor) or x.is_complex():
+        got = x.dtype if isinstance(x, Tensor) else type(x).__name__
+        raise ValueError(f"{name} must be a real tensor, got {got}; convert it with torch.as_tensor")
 
 
 def check_log_probs(logp: Tensor, **others: Tensor | None) -> None:
@@ -42,8 +51,7 @@ def check_log_probs(logp: Tensor, **others: Tensor | None) -> None:
     for name, x in {"logp": logp, **others}.items():
         if x is None:
             continue
-        if not isinstance(x, Tensor):
-            raise ValueError(f"{name} must be a tensor, got {type(x).__name__}; convert it with torch.as_tensor")
+        check_tensor(name, x)
         if not x.is_floating_point():
             raise ValueError(f"{name} must be floating point, got {x.dtype}; convert it with .float()")
         if x.shape != logp.shape:
@@ -61,9 +69,9 @@ def check_number(name: str, value: object, low: float, high: float, brackets: st
 
 def check_mask(mask: Tensor, shape: torch.Size) -> None:
     """Raise ValueError unless the mask is a tensor of the given shape."""
-    if not isinstance(mask, Tensor) or mask.shape != shape or mask.is_complex():
-        got = tuple(mask.shape) if isinstance(mask, Tensor) else type(mask).__name__
-        raise ValueError(f"mask must be a real tensor of shape {tuple(shape)}, got {got}; pass 1 for tokens that count")
+    check_tensor("mask", mask)
+    if mask.shape != shape:
+        raise ValueError(f"mask has shape {tuple(mask.shape)}, not {tuple(shape)}; pass 1 for each token that counts")
 
 
 def check_batch(
@@ -87,7 +95,7 @@ def check_batch(
 
     Raises:
         ValueError: the mask holds something else, or keeps nothing; where it keeps, a log-probability is not finite
-            or is positive beyond rounding, or an advantage is not finite.
+            or is positive beyond rounding, or an advantage is not finite, or two policies are over 350 nats apart.
 
     Source: PAPER §1: probabilities of normalised policies.
     """
@@ -99,6 +107,11 @@ def check_batch(
         raise ValueError(f"mask holds {mask[keep & (mask != 1)][0].item()}; it must hold zeros and ones only")
     if not bool(keep.any()):
         raise ValueError(f"mask of shape {tuple(mask.shape)} keeps no token; drop the batch")
+    check_tensor("advantages", advantages)
+    if advantages.shape not in (logp.shape, logp.shape[:1]):
+        raise ValueError(
+            f"advantages has shape {tuple(advantages.shape)}; pass {tuple(logp.shape[:1])} or logp's shape"
+        )
     per_token = advantages if advantages.ndim == logp.ndim else advantages.unsqueeze(-1)
     for name, x in {"logp": logp, **log_probs, "advantages": per_token.expand(logp.shape)}.items():
         if x is None:
@@ -109,3 +122,8 @@ def check_batch(
         if bool(wrong.any()):
             at = wrong.nonzero()[0].tolist()
             raise ValueError(f"{name}{at} is {x[tuple(at)].item()} where the mask keeps it; mend what computed it")
+    for name in ("logp_old", "logp_ref", "logp_sampler"):
+        base = log_probs[name]
+        if base is not None and bool((keep & ((logp - base).abs() > _LARGEST_LOG_RATIO)).any()):
+            far = float(torch.where(keep, logp - base, 0.0).abs().max())
+            raise ValueError(f"logp and {name} are {far:.0f} nats apart, more than float64 holds; mend one of them")

@@ -2,16 +2,27 @@
 
 import argparse
 import json
+import math
 import sys
 from collections.abc import Iterable, Sequence
+from typing import NoReturn
 
 import torch
 
 from rpg_ref.audit.objective import Objective
+from rpg_ref.checks import check_number
 from rpg_ref.recipes import RECIPES
 from rpg_ref.verify import Row, describe, verify
 
 HEADER = ("recipe", "declared", "found", "gradient error", "in float32", "")
+
+
+class Parser(argparse.ArgumentParser):
+    """An argument parser whose errors are one line."""
+
+    def error(self, message: str) -> NoReturn:
+        """Print the line and exit with 2."""
+        self.exit(2, f"{self.prog}: {message}\n")
 
 
 def main(arguments: Sequence[str] | None = None) -> int:
@@ -25,9 +36,7 @@ def main(arguments: Sequence[str] | None = None) -> int:
 
     Source: ours.
     """
-    parser = argparse.ArgumentParser(
-        "rpg-ref", description="Check KL-regularised policy gradients against ground truth."
-    )
+    parser = Parser("rpg-ref", description="Check KL-regularised policy gradients against ground truth.")
     commands = parser.add_subparsers(dest="command", required=True)
     check = commands.add_parser("verify", help="hold recipes against the exact oracle, on this machine")
     check.add_argument("recipes", nargs="*", metavar="RECIPE", help="default: all")
@@ -38,6 +47,7 @@ def main(arguments: Sequence[str] | None = None) -> int:
     try:
         chosen = [RECIPES[name] for name in options.recipes or RECIPES]
         device = _device(options.device)
+        check_number("--seed", options.seed, 0.0, 2.0**63, "[)")
     except ValueError as error:
         print(f"rpg-ref: {error}", file=sys.stderr)
         return 2
@@ -48,7 +58,7 @@ def main(arguments: Sequence[str] | None = None) -> int:
 
 def _device(name: str) -> torch.device:
     try:
-        return torch.empty(0, device=name).device
+        return torch.ones(1, device=name).cpu().new_empty(0, device=name).device
     except (RuntimeError, AssertionError) as error:
         raise ValueError(f"device {name!r} cannot be used here ({str(error).splitlines()[0]}); try cpu") from error
 
@@ -84,8 +94,14 @@ def _record(row: Row) -> dict[str, object]:
     return {
         "recipe": row.recipe,
         **objectives,
-        "residual": dict(zip(regimes, row.residual, strict=True)),
-        "gradient_error": row.gradient_error,
-        "float32_error": row.float32_error,
+        "residual": dict(zip(regimes, map(_finite, row.residual), strict=True)),
+        "spread": row.spread,
+        "gradient_error": _finite(row.gradient_error),
+        "float32_error": _finite(row.float32_error),
         "ok": row.ok,
     }
+
+
+def _finite(x: float) -> float | None:
+    """JSON has no NaN and no infinity."""
+    return x if math.isfinite(x) else None

@@ -58,7 +58,8 @@ def region(direction: Float[Tensor, "*shape"], w: Float[Tensor, "*shape"], clip:
     Returns:
         Region of masks and clamped ratios, same shape; exactly on a bound a sample is not live.
 
-    Source: paper Algorithm 2, whose ψ = A′·ℓ has the sign of the weight since ℓ = −log π_θ ≥ 0.
+    Source: paper Algorithm 2, whose ψ = A′·ℓ has the sign of the weight where ℓ = −log π_θ > 0. At ℓ = 0, where the
+    gradient of a softmax's log π_θ is zero, ψ forgets the sign and we keep it, as Algorithm 1 does.
     """
     up, w_low, w_high = direction >= 0, 1 - clip.low, 1 + clip.high
     return Region(
@@ -99,7 +100,8 @@ def clipped_loss(
     """SG(clamp(w)·A + C)·ℓ with ℓ = −log π_θ and C = −β·u·slope(log v), ℓ differentiated inside the region only.
 
     For w ≥ M = max(1 + ε2, c) no gradient flows whatever the sign, so log w is clamped at log M + 1 (strictly beyond
-    M) before exp: no ratio overflows, no gradient changes, and such dead samples report their value at that clamp.
+    M) before exp, and log v by as much, u being fixed: no w overflows, no gradient changes, and such dead samples
+    report their value at that clamp.
 
     Args:
         logp: log π_θ of the samples in nats, ≤ 0, any shape; the only input that carries a gradient.
@@ -118,7 +120,8 @@ def clipped_loss(
 
     Source: paper Algorithm 2 and App. G.2.
     """
-    _, A, log_w, log_v, u, row = terms(logp.detach(), logp_old, advantage, divergence, beta, logp_ref)
+    _, A, log_w, log_v, u, row = terms(logp, logp_old, advantage, divergence, beta, logp_ref)
+    log_w, log_v = log_w.detach(), log_v.detach()
     excess = (log_w - math.log(max(1 + clip.high, clip.dual)) - 1).clamp(min=0.0)
     w = (log_w - excess).exp()
     C = -beta * u * row.slope(log_v - excess)

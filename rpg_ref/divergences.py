@@ -30,19 +30,20 @@ class Divergence:
 
 
 def f_urkl(d: Tensor) -> Tensor:
-    """V log v − v + 1 = eᵈ·φ(−d), in the form that overflows on neither side."""
-    near, far = d.clamp(min=-1.0), d.clamp(max=-1.0)
-    return torch.where(d > -1, near.exp() * phi(-near), far.exp() * (far - 1) + 1)
+    """Return v log v − v + 1, near zero as eᵈ·φ(−d)."""
+    near = d.abs() < 1
+    small, large = torch.where(near, d, 0.0), torch.where(near, 1.0, d)
+    return torch.where(near, small.exp() * phi(-small), large.exp() * (large - 1) + 1)
 
 
 def f_jeffreys(d: Tensor) -> Tensor:
-    """(v − 1)·log v; below −1 not by expm1, whose derivative expm1(d) + 1 loses v there."""
+    """Return (v − 1)·log v; below −1 not by expm1, whose derivative expm1(d) + 1 loses v there."""
     near, far = d.clamp(min=-1.0), d.clamp(max=-1.0)
     return torch.where(d > -1, near * near.expm1(), far * (far.exp() - 1))
 
 
 def f_js(d: Tensor) -> Tensor:
-    """½[v log v − (1 + v) log((1 + v)/2)] = (1 + v)/2 · (log 2 − H(σ(d))), H the entropy of a coin.
+    """Return ½[v log v − (1 + v) log((1 + v)/2)] = (1 + v)/2 · (log 2 − H(σ(d))), H the entropy of a coin.
 
     With h = d/2 the bracket is h·tanh h − log cosh h, which is the form that is exact near zero.
     """
@@ -54,7 +55,7 @@ def f_js(d: Tensor) -> Tensor:
 
 
 def slope_js(d: Tensor) -> Tensor:
-    """½·v·log(2v/(1 + v)), the logarithm as log1p(tanh(d/2)) near zero."""
+    """Return ½·v·log(2v/(1 + v)), the logarithm as log1p(tanh(d/2)) near zero."""
     near = d.abs() < 1
     small = torch.where(near, d, 0.0)
     return d.exp() / 2 * torch.where(near, (small / 2).tanh().log1p(), math.log(2) + logsigmoid(d))
@@ -66,11 +67,11 @@ def _row(name: str, f: Callable[[Tensor], Tensor], slope: Callable[[Tensor], Ten
 
 # fmt: off
 DIVERGENCES: Table[Divergence] = Table("divergence", dict([
-    #    name        f(v), with d = log v               slope = v·f′(v)
-    _row("fkl",      lambda d: -d,                      lambda d: -torch.ones_like(d)),
-    _row("ufkl",     phi,                               torch.expm1),
-    _row("rkl",      lambda d: d * d.exp(),             lambda d: (d + 1) * d.exp()),
-    _row("urkl",     f_urkl,                            lambda d: d * d.exp()),
+    #    name        f(v), with d = log v               slope = v·f′(v)                          of the paper
+    _row("fkl",      lambda d: -d,                      lambda d: -torch.ones_like(d)),          # Prop E.1
+    _row("ufkl",     phi,                               torch.expm1),                            # Prop 3.2
+    _row("rkl",      lambda d: d * d.exp(),             lambda d: (d + 1) * d.exp()),            # Prop E.3
+    _row("urkl",     f_urkl,                            lambda d: d * d.exp()),                  # Prop 3.6
     _row("jeffreys", f_jeffreys,                        lambda d: d * d.exp() + d.expm1()),
     _row("js",       f_js,                              slope_js),
     _row("chi2",     lambda d: d.expm1() ** 2,          lambda d: 2 * d.exp() * d.expm1()),
@@ -80,4 +81,4 @@ DIVERGENCES: Table[Divergence] = Table("divergence", dict([
 
 def resolve(divergence: str | Divergence) -> Divergence:
     """Return the row named, or the Divergence itself; raise UnknownName (a ValueError) listing the nearest names."""
-    return divergence if isinstance(divergence, Divergence) else DIVERGENCES[divergence]
+    return divergence if isinstance(divergence, Divergence) else DIVERGENCES[str(divergence)]

@@ -6,7 +6,7 @@ import torch
 from jaxtyping import Float, Int
 from torch import Tensor
 
-from rpg_ref.checks import check_number
+from rpg_ref.checks import check_number, check_tensor
 from rpg_ref.numerics import at_least_float32
 
 
@@ -24,18 +24,23 @@ def token_logprobs(
         Log-probabilities in nats, ≤ 0, [...], in float32 at least.
 
     Raises:
-        ValueError: logits are not tokens' shape plus one vocabulary axis, or temperature is not in (0, ∞).
+        ValueError: logits are not tokens' shape plus one vocabulary axis, tokens are not integers, or temperature is
+            not in (0, ∞).
 
     Source: the definition of a softmax policy; temperature as in §5 of the paper (1.0).
     """
     check_number("temperature", temperature, 0.0, math.inf, "()")
+    check_tensor("logits", logits)
+    check_tensor("tokens", tokens)
+    if tokens.is_floating_point():
+        raise ValueError(f"tokens must hold integers, got {tokens.dtype}; pass token ids")
     if logits.shape[:-1] != tokens.shape:
         raise ValueError(
             f"logits of shape {tuple(logits.shape)} do not fit tokens of shape {tuple(tokens.shape)}; "
             "pass one row of V logits for each token"
         )
-    scores = at_least_float32(logits) / temperature
-    return scores.gather(-1, tokens.long().unsqueeze(-1)).squeeze(-1) - scores.logsumexp(-1)
+    logp = (at_least_float32(logits) / temperature).log_softmax(-1)
+    return logp.gather(-1, tokens.long().unsqueeze(-1)).squeeze(-1)
 
 
 def token_entropy(logits: Float[Tensor, "*batch V"], *, temperature: float = 1.0) -> Float[Tensor, "*batch"]:

@@ -4,10 +4,10 @@ from jaxtyping import Float
 from torch import Tensor
 
 from rpg_ref.clipping import DualClip, clipped_ratio
-from rpg_ref.divergences import Divergence, resolve
+from rpg_ref.divergences import Divergence
 from rpg_ref.numerics import at_least_float32
 from rpg_ref.ratios import log_ratios
-from rpg_ref.surrogates import PerSample, differentiable_loss, per_sample
+from rpg_ref.surrogates import PerSample, differentiable_loss, per_sample, terms
 
 
 def ppo_loss(
@@ -58,8 +58,8 @@ def grpo_loss(
 
     Source: paper §2.2; Shao et al. 2024 (DeepSeekMath), Eqs. 3 and 4.
     """
-    log_v = log_ratios(logp, logp_old, logp_ref).log_v
-    penalty = resolve(divergence).f(log_v) * (-log_v).exp()
+    _, _, _, log_v, _, row = terms(logp, logp_old, advantage, divergence, beta, logp_ref)
+    penalty = row.f(log_v) * (-log_v).exp()
     return ppo_loss(logp, logp_old, advantage, clip=clip) + (beta * penalty).to(at_least_float32(logp).dtype)
 
 

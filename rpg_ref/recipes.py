@@ -1,5 +1,6 @@
 """A recipe is one frozen record of every choice; the table holds the named ones, each with what it optimises."""
 
+import inspect
 import math
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass
@@ -12,7 +13,7 @@ from torch import Tensor
 from rpg_ref.advantages import BASELINES
 from rpg_ref.aggregation import AGGREGATIONS, aggregate, count
 from rpg_ref.audit.objective import Objective
-from rpg_ref.checks import Table, check_log_probs, check_mask, check_number
+from rpg_ref.checks import Table, check_log_probs, check_mask, check_number, check_tensor
 from rpg_ref.clipping import DualClip, clipped_loss, clipped_loss_as_printed, region
 from rpg_ref.divergences import DIVERGENCES
 from rpg_ref.estimators import k3
@@ -98,16 +99,22 @@ class Recipe:
         ):
             table[name]
         check_number("beta", self.beta, 0.0, math.inf, "[)")
+        _ = self.on_policy, self.off_policy  # an Objective checks the penalties' names
+        if ("clip" in inspect.signature(self.loss).parameters) != (self.clip is not None):
+            raise ValueError(f"clip is {self.clip}, which does not fit the loss; change both")
         check_number("sampler_cap", self.sampler_cap, 0.0, math.inf, "(]")
 
     @property
     def on_policy(self) -> Objective | None:
-        """The objective whose gradient this is when π_old = π_θ, or None."""
+        """The objective whose gradient this is when π_old = π_θ, or None.
+
+        Under seq-mean-token-mean that is so for responses of equal length: E[Σ_t ∇log π_θ / T] is not zero otherwise.
+        """
         return self._objective(self.on_policy_penalty)
 
     @property
     def off_policy(self) -> Objective | None:
-        """The objective whose gradient this is when π_old ≠ π_θ and no sample is clipped, or None."""
+        """The objective whose gradient this is when π_old ≠ π_θ and no sample is clipped, or None; as ``on_policy``."""
         return self._objective(self.off_policy_penalty)
 
     def _objective(self, penalty: tuple[str, ...] | None) -> Objective | None:
@@ -155,10 +162,12 @@ class Recipe:
         if logp.ndim != 2:
             raise ValueError(f"logp must be [B, T], got shape {tuple(logp.shape)}; add the missing axis")
         check_mask(mask, logp.shape)
+        check_tensor("advantages", advantages)
         shapes = {"token": (logp.shape[:1], logp.shape), "sequence": (logp.shape[:1],)}[self.level]
         if advantages.shape not in shapes:
             wanted = " or ".join(str(tuple(shape)) for shape in shapes)
-            raise ValueError(f"advantages must be {wanted} at {self.level} level, got shape {tuple(advantages.shape)}")
+            got = tuple(advantages.shape)
+            raise ValueError(f"advantages must have shape {wanted} at {self.level} level, got {got}; reshape them")
         keep, level = mask != 0, LEVELS[self.level]
         alive = level(keep) != 0
 
@@ -189,13 +198,15 @@ class Recipe:
             direction = weight(logp, logp_old, A, self.divergence, clip_beta, logp_ref=logp_ref)
             dead = ~region(direction, w, self.clip).live
             fractions |= {
-                "clip_high": dead & (direction >= 0),
+                "clip_high": dead & ~(direction < 0),
                 "clip_low": dead & (direction < 0) & (w <= 1 - self.clip.low),
                 "clip_dual": dead & (direction < 0) & (w >= self.clip.dual),
             }
         number = alive.sum().clamp(min=1)
         means = {name: torch.where(alive, x, 0.0).sum() / number for name, x in fractions.items()}
-        return means | {"ratio_max": torch.where(alive, w, 0.0).max()}
+        # The appended zero is the largest ratio of a batch without any.
+        ratios = torch.cat([torch.where(alive, w, 0.0).flatten(), w.new_zeros(1)])
+        return means | {"ratio_max": ratios.max()}
 
 
 # The penalty each row is the gradient of: unnormalised rows differ from the normalised ones by a constant in θ.

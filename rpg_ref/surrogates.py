@@ -1,6 +1,7 @@
 """One idea: the weight on ∇log π_θ. Surrogate and REINFORCE-style loss share it, one value per sample each."""
 
 import math
+from numbers import Real
 from typing import NamedTuple
 
 import torch
@@ -29,6 +30,8 @@ def per_sample(name: str, x: PerSample, logp: Float[Tensor, "*shape"]) -> Tensor
 
     Source: paper §2: rewards, baselines and masses do not depend on θ.
     """
+    if not isinstance(x, Tensor | Real) or (isinstance(x, Tensor) and x.is_complex()):
+        raise ValueError(f"{name} must be a real tensor or a number, got {type(x).__name__}; convert it")
     shape = tuple(x.shape) if isinstance(x, Tensor) else ()
     if shape not in ((), tuple(logp.shape)):
         raise ValueError(f"{name} has shape {shape} but logp has {tuple(logp.shape)}; pass equal shapes or one number")
@@ -147,5 +150,5 @@ def reinforce_loss(
 
     Source: paper Table 2; Props 4.1, F.1, F.3, F.4, F.5.
     """
-    stopped = weight(logp.detach(), logp_old, advantage, divergence, beta, logp_ref=logp_ref, log_mass_old=log_mass_old)
-    return -stopped * at_least_float32(logp)
+    live = weight(logp, logp_old, advantage, divergence, beta, logp_ref=logp_ref, log_mass_old=log_mass_old)
+    return -live.detach() * at_least_float32(logp)

@@ -1,21 +1,33 @@
 """Hold a recipe against the oracle: what it declares must be what it is found to be, on this machine."""
 
-from dataclasses import dataclass, replace
+import math
+from collections.abc import Callable, Iterable
+from dataclasses import dataclass
 from functools import partial
 
 import torch
-from jaxtyping import Float
+from jaxtyping import Bool, Float
 from torch import Tensor
 
 from rpg_ref.audit.identify import FIT, NO_FIT, Finding, Loss, exact_gradient, identify, population
 from rpg_ref.audit.objective import Objective
-from rpg_ref.audit.oracle import Policies, flat_gradient, gradient, live_samples, sample_weight
-from rpg_ref.clipping import DualClip, clipped_loss_as_printed
+from rpg_ref.audit.oracle import (
+    Policies,
+    algorithm_1,
+    flat_gradient,
+    gradient,
+    live_samples,
+    penalty_slope,
+    unweighted_slope,
+)
+from rpg_ref.clipping import clipped_loss, clipped_loss_as_printed
+from rpg_ref.ppo import grpo_corrected_loss, grpo_loss
 from rpg_ref.recipes import LossOutput, Recipe
+from rpg_ref.surrogates import differentiable_loss, reinforce_loss
 
 # Each of the population's 3,000 terms is right to 2⁻²⁴ and they partly cancel; 1e-7 is measured.
 FLOAT32_TOLERANCE = 2e-6
-_FAR_SAMPLES, _FAR_NATS, _FAR_BETA = 4000, 3.0, 0.5
+_ROWS, _LENGTH, _FAR_NATS = 512, 4, 3.0
 
 
 @dataclass(frozen=True)
@@ -27,9 +39,10 @@ class Row:
         declared: the objectives declared on-policy and off-policy.
         found: the objectives found; None is the gradient of no known objective.
         residual: of each fit, relative to the gradient at zero advantages.
-        gradient_error: worst relative error of the float64 gradient, over both regimes, with and without advantages,
-            and over the samples of the clipped far regime.
-        float32_error: the same in float32 (near regime).
+        spread: largest |log π_θ/π_old| off-policy, at which no sample was clipped.
+        gradient_error: worst relative error of the float64 gradient: in expectation, in both regimes, with and without
+            advantages; and token by token far off-policy, where most samples are clipped.
+        float32_error: the same in float32, in expectation.
         ok: whether everything agrees.
 
     Source: ours.
@@ -39,6 +52,7 @@ class Row:
     declared: tuple[Objective | None, Objective | None]
     found: tuple[Objective | None, Objective | None]
     residual: tuple[float, float]
+    spread: float
     gradient_error: float
     float32_error: float
     ok: bool
@@ -59,7 +73,11 @@ def describe(objective: Objective | None) -> str:
 
 
 def verify(recipe: Recipe, *, device: str | torch.device = "cpu", seed: int = 0) -> Row:
-    """Verify a recipe in both regimes and, where it states a clip region, sample by sample far off-policy.
+    """Verify a recipe in expectation, in both regimes, and token by token far off-policy.
+
+    The second part is run as training runs it: responses of uneven lengths with NaN behind their ends, split in two
+    micro-batches with the whole batch's denominator, with a reference and without. A loss that is not of this package
+    is held to Algorithm 2's region if its recipe states one, and else only in expectation.
 
     Args:
         recipe: the recipe.
@@ -77,27 +95,37 @@ def verify(recipe: Recipe, *, device: str | torch.device = "cpu", seed: int = 0)
     known = [(finding, declared) for finding, declared in regimes if declared is not None]
     errors = [_gradient_error(loss, finding, declared, seed) for finding, declared in known]
     float32_errors = [_gradient_error(loss32, finding, declared, seed) for finding, declared in known]
-    # Algorithm 1 as printed also moves samples outside its region; its tests say how.
-    if recipe.clip is not None and recipe.loss is not clipped_loss_as_printed:
-        errors += [
-            _far_error(replace(recipe, beta=beta), recipe.clip, device, seed) for beta in (recipe.beta, _FAR_BETA)
-        ]
-    agree = all(_agrees(finding, declared) for finding, declared in regimes)
-    worst, worst32 = max(errors), max(float32_errors)
+    stated = STATED.get(recipe.loss, _clipped if recipe.clip is not None and recipe.clips_penalty else None)
+    if stated is not None:
+        errors += [_token_error(recipe, stated, torch.device(device), seed, anchored) for anchored in (True, False)]
+    worst, worst32 = _largest(errors), _largest(float32_errors)
     return Row(
         recipe.name,
         (recipe.on_policy, recipe.off_policy),
         (report.on_policy.objective, report.off_policy.objective),
         (report.on_policy.residual, report.off_policy.residual),
+        report.off_policy.spread,
         worst,
         worst32,
-        agree and worst < FIT and worst32 < FLOAT32_TOLERANCE,
+        all(_agrees(*regime) for regime in regimes) and worst < FIT and worst32 < FLOAT32_TOLERANCE,
     )
 
 
-def _run(recipe: Recipe, device: torch.device, dtype: torch.dtype, *tensors: Tensor) -> LossOutput:
+def _largest(errors: Iterable[float]) -> float:
+    """The largest error; NaN if any is, which Python's max would lose."""
+    return float(torch.tensor([0.0, *errors], dtype=torch.float64).max())
+
+
+def _run(
+    recipe: Recipe,
+    device: torch.device,
+    dtype: torch.dtype,
+    *tensors: Tensor,
+    anchored: bool = True,
+    denominator: Tensor | None = None,
+) -> LossOutput:
     logp, old, ref, advantages, mask = (x.to(device, dtype if x.is_floating_point() else None) for x in tensors)
-    return recipe(logp, old, ref, advantages, mask)
+    return recipe(logp, old, ref if anchored else None, advantages, mask, denominator=denominator)
 
 
 def _agrees(finding: Finding, declared: Objective | None) -> bool:
@@ -123,21 +151,77 @@ def _gradient_error(loss: Loss, finding: Finding, declared: Objective, seed: int
     return max(errors)
 
 
-def _far_error(recipe: Recipe, clip: DualClip, device: str | torch.device, seed: int) -> float:
-    """Worst error of single samples' gradients, of which most are clipped, against the region as stated."""
+Stated = Callable[[Recipe, Policies, Tensor], Tensor]
+
+
+def _surrogate(recipe: Recipe, pi: Policies, A: Tensor) -> Tensor:
+    return (pi.current - pi.old).exp() * A - recipe.beta * penalty_slope(recipe.divergence, pi)
+
+
+def _clipped(recipe: Recipe, pi: Policies, A: Tensor) -> Tensor:
+    weight = _surrogate(recipe, pi, A)
+    return torch.where(live_samples(weight, pi.current, pi.old, _bounds(recipe)), weight, 0.0)
+
+
+def _as_printed(recipe: Recipe, pi: Policies, A: Tensor) -> Tensor:
+    leaf = pi.current.clone().requires_grad_()
+    loss = algorithm_1(recipe.divergence, recipe.beta, pi._replace(current=leaf), A, _bounds(recipe))
+    return -torch.autograd.grad(loss.sum(), leaf)[0]
+
+
+def _ppo(recipe: Recipe, pi: Policies, A: Tensor) -> Tensor:
+    live = live_samples(A, pi.current, pi.old, _bounds(recipe))
+    return torch.where(live, (pi.current - pi.old).exp() * A, 0.0)
+
+
+def _bounds(recipe: Recipe) -> tuple[float, float, float]:
+    clip = recipe.clip
+    return (1.0, math.inf, math.inf) if clip is None else (clip.low, clip.high, clip.dual)
+
+
+STATED: dict[Callable[..., Tensor], Stated] = {
+    differentiable_loss: _surrogate,
+    reinforce_loss: _surrogate,
+    clipped_loss: _clipped,
+    clipped_loss_as_printed: _as_printed,
+    grpo_loss: lambda r, pi, A: _ppo(r, pi, A) - r.beta * unweighted_slope(r.divergence, pi),
+    grpo_corrected_loss: lambda r, pi, A: _ppo(r, pi, A) - r.beta * penalty_slope(r.divergence, pi),
+}
+"""What each loss states of one sample: its coefficient of ∇log π_θ, from the oracle's own pieces."""
+
+
+def _normalisers(recipe: Recipe, mask: Bool[Tensor, "B T"]) -> Float[Tensor, "B 1"]:
+    """What multiplies each sample's loss in the batch's, by the aggregation's definition."""
+    length = mask.sum(1, keepdim=True).double() if recipe.level == "token" else mask.any(1, keepdim=True).double()
+    sequences = mask.any(1).sum()
+    return {
+        "token-mean": torch.ones_like(length) / length.sum(),
+        "seq-mean-token-mean": 1 / (length * sequences),
+        "seq-mean-token-sum": torch.ones_like(length) / sequences,
+    }[recipe.aggregation]
+
+
+def _token_error(recipe: Recipe, statement: Stated, device: torch.device, seed: int, anchored: bool) -> float:
+    """Worst error of ∂loss/∂log π_θ of a token, relative to its size, against what the loss states."""
     rng = torch.Generator().manual_seed(seed)
-    spread, level, ref_gap, advantage = torch.randn((4, _FAR_SAMPLES, 1), generator=rng, dtype=torch.float64)
-    logp = -2 * _FAR_NATS - level.abs()
-    old, ref = logp - _FAR_NATS * spread.tanh(), logp + ref_gap.tanh()
-    beta = recipe.beta if recipe.clips_penalty else 0.0
-    stated = sample_weight(recipe.divergence, beta, logp, old, ref, advantage)
-    stated = stated * live_samples(stated, logp, old, (clip.low, clip.high, clip.dual))
-
-    def moved(advantage: Float[Tensor, "N 1"]) -> Float[Tensor, "N 1"]:
-        leaf = logp.clone().requires_grad_()
-        rest = (old, ref, advantage.squeeze(1), torch.ones_like(logp))
-        loss = _run(recipe, torch.device(device), logp.dtype, leaf, *rest).loss
-        return -_FAR_SAMPLES * flat_gradient(loss, [leaf]).reshape(leaf.shape)
-
-    found = moved(advantage) if recipe.clips_penalty else moved(advantage) - moved(torch.zeros_like(advantage))
-    return float((found - stated).abs().max() / stated.abs().max())
+    level, ratio, gap = torch.randn((3, _ROWS, _LENGTH), generator=rng, dtype=torch.float64)
+    mask = torch.arange(_LENGTH) < torch.randint(1, _LENGTH + 1, (_ROWS, 1), generator=rng)
+    advantage = torch.randn((_ROWS, 1), generator=rng, dtype=torch.float64)
+    current = -2 * _FAR_NATS - level.abs()
+    old = current - _FAR_NATS * ratio.tanh()
+    pi = Policies(current, old, current + gap.tanh() if anchored else old)
+    samples = pi if recipe.level == "token" else Policies(*(torch.where(mask, x, 0.0).sum(1, True) for x in pi))
+    stated = statement(recipe, samples, advantage.expand_as(samples.current))
+    # What cancels in a sample's weight, or is clipped, leaves rounding of this size.
+    size = 1 + (samples.current - samples.old).exp() + (samples.ref - samples.old).exp()
+    normalisers = _normalisers(recipe, mask)
+    hostile = Policies(*(torch.where(mask, x, math.nan) for x in pi))
+    leaf, found = hostile.current.clone().requires_grad_(), torch.zeros_like(hostile.current)
+    halves = (slice(0, _ROWS // 2), slice(_ROWS // 2, _ROWS))
+    denominator = torch.stack([recipe.count(mask[half]) for half in halves]).sum()
+    for half in halves:
+        tensors = (leaf[half], hostile.old[half], hostile.ref[half], advantage[half].squeeze(1), mask[half])
+        loss = _run(recipe, device, torch.float64, *tensors, anchored=anchored, denominator=denominator).loss
+        found += flat_gradient(loss, [leaf]).reshape(leaf.shape)
+    expected = torch.where(mask, -normalisers * stated, 0.0)
+    return _largest([float(((found - expected) / (normalisers * size)).abs().max())])

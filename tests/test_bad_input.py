@@ -18,6 +18,7 @@ from rpg_ref import (
     check_batch,
     clipped_loss,
     differentiable_loss,
+    grpo_loss,
     log_ratios,
     reinforce_loss,
     token_entropy,
@@ -52,6 +53,25 @@ CASES = {
     "ref has another shape": (lambda: weight(X, X, 1.0, "urkl", 0.1, logp_ref=X[:1]), ["logp_ref", "(1, 3)"]),
     "advantage that would broadcast": (lambda: weight(X, X, X[0], "urkl", 0.1), ["advantage", "(3,)", "(2, 3)"]),
     "mass that would broadcast": (lambda: weight(X, X, 1.0, "urkl", 0.1, log_mass_old=X[0]), ["log_mass_old", "(3,)"]),
+    "advantage is a list": (lambda: weight(X, X, [1.0, 2.0], "urkl", 0.1), ["advantage", "list"]),
+    "advantage is None": (lambda: reinforce_loss(X, X, None, "urkl", 0.1), ["advantage", "NoneType"]),
+    "logp is a list": (lambda: clipped_loss([0.0], X, 1.0, "urkl", 0.1), ["logp", "list"]),
+    "divergence is a list": (lambda: weight(X, X, 1.0, ["urkl"], 0.1), ["divergence", "urkl"]),
+    "other case": (lambda: DIVERGENCES["URKL"], ["'URKL'", "urkl"]),
+    "grpo's beta": (lambda: grpo_loss(X, X, 1.0, "urkl", -1.0, clip=DualClip()), ["beta", "-1.0"]),
+    "rewards are a list": (lambda: advantages([1.0, 2.0], GROUPS, "none"), ["rewards", "list"]),
+    "loss is a list": (lambda: aggregate([1.0], MASK, "token-mean"), ["loss", "list"]),
+    "denominators": (lambda: aggregate(X, MASK, "token-mean", denominator=torch.ones(1)), ["denominator", "(1,)"]),
+    "float tokens": (lambda: token_logprobs(X, torch.zeros(2)), ["tokens", "float32"]),
+    "recipe, advantages as list": (lambda: RECIPE(X, X, None, [1.0, 2.0], MASK), ["advantages", "list"]),
+    "recipe, clip taken away": (
+        lambda: dataclasses.replace(RECIPES["rpg-reinforce-urkl-clip"], clip=None),
+        ["clip", "None"],
+    ),
+    "recipe, clip put on": (lambda: dataclasses.replace(RECIPE, clip=DualClip()), ["clip", "DualClip"]),
+    "recipe, penalty": (lambda: dataclasses.replace(RECIPE, on_policy_penalty=("revers_kl",)), ["term", "reverse_kl"]),
+    "batch, advantages": (lambda: check_batch(X, X, None, torch.ones(3), MASK), ["advantages", "(3,)"]),
+    "batch, far": (lambda: check_batch(X, X - 400, None, X[:, 0], MASK), ["logp_old", "400 nats"]),
     "integer logp": (lambda: weight(X.long(), X.long(), 1.0, "urkl", 0.1), ["logp", "int64", ".float()"]),
     "integer old": (lambda: log_ratios(X, X.long()), ["logp_old", "int64"]),
     "not a tensor": (lambda: log_ratios([0.0], X), ["logp", "list", "as_tensor"]),
@@ -125,9 +145,18 @@ def test_an_unknown_name_is_also_a_key_error():
         (["verify", "rpg-ukrl"], "rpg-urkl"),
         (["verify", "--device", "cuda:99"], "'cuda:99'"),
         (["verify", "--device", "abacus"], "'abacus'"),
+        (["verify", "--device", "meta"], "'meta'"),
+        (["verify", "--seed", "99999999999999999999"], "--seed"),
     ],
 )
 def test_the_command_line_prints_one_line_and_exits_2(arguments, fragment, capsys):
     assert main(arguments) == 2
     out, err = capsys.readouterr()
     assert out == "" and err.count("\n") == 1 and err.startswith("rpg-ref: ") and fragment in err
+
+
+@pytest.mark.parametrize("arguments", [["verfy"], ["verify", "--seed", "x"], ["verify", "--jsn"], []])
+def test_words_it_does_not_know(arguments, capsys):
+    with pytest.raises(SystemExit) as stopped:
+        main(arguments)
+    assert stopped.value.code == 2 and capsys.readouterr().err.count("\n") == 1

@@ -31,6 +31,13 @@ def test_shift_invariance(logits, shift):
     assert_close(token_logprobs(x + shift, tokens), token_logprobs(x, tokens), rtol=1e-10, atol=1e-10)
 
 
+def test_float32_keeps_a_likely_tokens_surprise():
+    """logit − logsumexp would give 0 here."""
+    found = token_logprobs(torch.tensor([[25.0, 10.0]]), torch.tensor([0])).item()
+    assert abs(found / -3.059022e-07 - 1) < 0.2
+    assert abs(token_logprobs(torch.tensor([[1000.0, 990.0]]), torch.tensor([0])).item() / -4.5398e-05 - 1) < 1e-2
+
+
 def test_gradient_is_the_score():
     logits = torch.tensor([[0.3, -1.0, 2.0]], dtype=torch.float64, requires_grad=True)
     (g,) = torch.autograd.grad(token_logprobs(logits, torch.tensor([1])).sum(), logits)

@@ -1,7 +1,9 @@
 """Recipes: masks, levels, aggregation, the sampler's correction, and splits that change nothing."""
 
+import copy
 import dataclasses
 import math
+import pickle
 
 import numpy as np
 import pytest
@@ -194,6 +196,25 @@ def test_large_ratios_with_a_far_reference_stay_finite():
     for name in NAMES:
         loss, gradient, _ = evaluate(RECIPES[name], [logp, old, ref], torch.ones(1), torch.ones(1, 1))
         assert bool(loss.isfinite()) and bool(gradient.isfinite().all())
+
+
+@pytest.mark.parametrize("shape", [(0, 3), (2, 0)])
+def test_a_batch_without_any_position(shape):
+    x = torch.zeros(shape)
+    loss, gradient, metrics = evaluate(RECIPES["grpo"], [x, x, x], torch.zeros(shape[0]), x, denominator=4.0)
+    assert loss == 0 and gradient.shape == shape and metrics["ratio_max"] == 0
+
+
+def test_half_precision_losses_sum_without_loss():
+    ones = torch.ones(1, 5001, dtype=torch.bfloat16)
+    assert aggregate(ones, ones, "token-mean") == 1
+
+
+def test_objectives_are_values():
+    objective = Objective({"reward": 1.0, "entropy": 0.1})
+    assert pickle.loads(pickle.dumps(objective)) == copy.deepcopy(objective) == objective
+    assert len({objective, Objective({"entropy": 0.1, "reward": 1.0})}) == 1
+    assert str(Objective({"reward": 0.0, "reverse_kl": 1.0})) == "− KL(π‖ref)"
 
 
 def test_metrics_by_hand():

@@ -1,5 +1,6 @@
 """Which objective does a black-box loss optimise? Its exact gradient, fitted by those of every known term."""
 
+import math
 from collections.abc import Callable
 from dataclasses import dataclass
 from functools import cache
@@ -111,13 +112,14 @@ class Finding:
     """What a loss was found to optimise in one regime.
 
     Attributes:
-        coefficients: of each term in J, the common normaliser divided out so that the reward's is 1; empty: no fit.
+        coefficients: of each term in J, the common normaliser divided out so that the reward's is 1 (−1 for a loss
+            that descends it, 0 for one that ignores the advantages); empty: no fit.
         residual: part of the gradient that no combination explains, relative to the gradient at zero advantages
-            (or to the reward's, where it is in the reward's part).
-        scale: the common normaliser that was divided out.
+            (or to the reward's, where it is in the reward's part); inf where the gradient is not finite.
+        scale: the common normaliser that was divided out, > 0; 1 where there is no reward to measure it by.
+        condition: condition number of the fit.
         drift: how far along the population's drift the policy stood, as logits; 0 on-policy.
         spread: largest |log π_θ/π_old| of a state and token there.
-        condition: condition number of the fit.
         unidentified: terms whose gradient vanishes in this regime.
         level: the level of the fitted terms.
 
@@ -127,21 +129,23 @@ class Finding:
     coefficients: dict[str, float]
     residual: float
     scale: float
+    condition: float
     drift: float
     spread: float
-    condition: float
     unidentified: tuple[str, ...]
     level: str
 
     @property
     def objective(self) -> Objective | None:
         """The objective found, or None."""
-        found = {name: c for name, c in self.coefficients.items() if c != 0}
-        return Objective(found, self.level) if self.residual < FIT else None
+        terms = {name: c for name, c in self.coefficients.items() if c != 0}
+        return Objective(terms, self.level) if self.residual < FIT else None
 
     @property
     def verdict(self) -> str:
         """The finding in words."""
+        if math.isinf(self.residual):
+            return "a gradient that is not finite"
         if self.residual >= NO_FIT:
             return f"the gradient of no known objective (residual {self.residual:.1g})"
         if self.objective is None:
@@ -212,29 +216,23 @@ def _find(loss_fn: Loss, batch: Population, drift: float, level: str) -> Finding
         for name in TERMS
         if drift > 0 or name not in AGAINST_SAMPLER
     }
-    unidentified = tuple(name for name in TERMS if name not in fields)
     at_zero = exact_gradient(loss_fn, batch, logits, 0.0 * batch.reward)
     of_reward = exact_gradient(loss_fn, batch, logits, batch.reward) - at_zero
+    spread = float((policies.current - policies.old).abs().max().detach())
+    facts = (drift, spread, tuple(name for name in TERMS if name not in fields), level)
+    if not bool((at_zero + of_reward).isfinite().all()):
+        return Finding({}, math.inf, math.nan, math.nan, *facts)
+
+    found, residuals, condition = dict.fromkeys(fields, 0.0), [0.0], 1.0
     reward_field = {"reward": fields.pop("reward")}
-    scale, reward_left, _ = _fit(reward_field, of_reward)
-    normaliser = scale["reward"]
-    residuals = [float(reward_left.norm() / of_reward.norm())]
-    penalties, condition = dict.fromkeys(fields, 0.0), 1.0
-    if at_zero.norm() > _ZERO * of_reward.norm():
-        penalties, left, condition = _fit(fields, at_zero)
-        residuals.append(float(left.norm() / at_zero.norm()))
-    largest = max(map(abs, penalties.values()))
-    coefficients = {"reward": 1.0} | {
-        name: c / normaliser if abs(c) > FIT * largest else 0.0 for name, c in penalties.items()
-    }
-    largest_ratio = float((policies.current - policies.old).abs().max().detach())
-    return Finding(
-        coefficients if max(residuals) < NO_FIT else {},
-        max(residuals),
-        normaliser,
-        drift,
-        largest_ratio,
-        condition,
-        unidentified,
-        level,
-    )
+    size = max(float(of_reward.norm()), float(at_zero.norm()))
+    for part, terms in ((of_reward, reward_field), (at_zero, fields)):
+        if part.norm() > _ZERO * size:
+            coefficients, left, condition = _fit(terms, part)
+            largest = max(map(abs, coefficients.values()))
+            found |= {name: c if abs(c) > FIT * largest else 0.0 for name, c in coefficients.items()}
+            residuals.append(float(left.norm() / part.norm()))
+    # A loss that ignores the advantages has no reward to measure its normaliser by.
+    scale = abs(found["reward"]) or 1.0
+    known = max(residuals) < NO_FIT
+    return Finding({k: c / scale for k, c in found.items()} if known else {}, max(residuals), scale, condition, *facts)

@@ -2,7 +2,6 @@
 
 from collections.abc import Mapping
 from dataclasses import dataclass, field
-from types import MappingProxyType
 
 from rpg_ref.checks import Table
 
@@ -43,17 +42,23 @@ class Objective:
     level: str = "token"
 
     def __post_init__(self) -> None:
-        """Check the names and freeze the terms."""
+        """Check the names and keep a copy of the terms."""
         for name in self.terms:
             TERMS[name]
         if self.level not in ("token", "sequence"):
             raise ValueError(f"level must be 'token' or 'sequence', got {self.level!r}; choose one of the two")
-        object.__setattr__(self, "terms", MappingProxyType(dict(self.terms)))
+        object.__setattr__(self, "terms", dict(self.terms))
+
+    def __hash__(self) -> int:
+        """Hash what equality compares."""
+        return hash((frozenset(self.terms.items()), self.level))
 
     def __str__(self) -> str:
         """Return the formula, such as ``E[R] − 0.04·KL(π‖ref)``."""
         text = ""
         for name, c in self.terms.items():
+            if c == 0:
+                continue
             sign = "+" if (c > 0) == (name in GAINS) else "−"
             factor = "" if abs(c) == 1 else f"{abs(c):.3g}·"
             text += f" {sign} {factor}{TERMS[name]}"

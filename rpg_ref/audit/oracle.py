@@ -258,33 +258,42 @@ def flat_gradient(scalar: Float[Tensor, ""], parameters: list[Tensor]) -> Float[
     return torch.cat([part.double().cpu().flatten() for part in parts])
 
 
-def sample_weight(
-    name: str,
-    beta: float,
-    logp: Float[Tensor, "*shape"],
-    logp_old: Float[Tensor, "*shape"],
-    logp_ref: Float[Tensor, "*shape"],
-    advantage: Float[Tensor, "*shape"],
-) -> Float[Tensor, "*shape"]:
-    """Return the coefficient of ∇log π_θ that each sample must have: w·A − β·(∂d/∂log π_θ)/π_old, d the integrand of D.
+def penalty_slope(name: str, policies: Policies) -> Float[Tensor, "*shape"]:
+    """Return (∂d/∂log π_θ)/π_old of single samples, d the integrand of D: what β multiplies in the weight.
 
     Args:
         name: the divergence, a key of DEFINITIONS.
-        beta: strength of the penalty.
-        logp: log π_θ, any shape.
-        logp_old: log π_old, same shape.
-        logp_ref: log π_ref, same shape.
-        advantage: same shape.
+        policies: log-probabilities of the samples, any shape.
 
     Returns:
         Same shape.
 
     Source: the integrand of each definition, differentiated automatically.
     """
-    leaf = logp.detach().double().requires_grad_()
-    integrand = DEFINITIONS[name](leaf.unsqueeze(-1), logp_ref.double().unsqueeze(-1))
-    (derivative,) = torch.autograd.grad(integrand.sum(), leaf)
-    return (logp.double() - logp_old).exp() * advantage - beta * derivative * (-logp_old.double()).exp()
+    leaf = policies.current.detach().requires_grad_()
+    (derivative,) = torch.autograd.grad(_integrand(name, leaf, policies.ref).sum(), leaf)
+    return derivative * (-policies.old).exp()
+
+
+def unweighted_slope(name: str, policies: Policies) -> Float[Tensor, "*shape"]:
+    """Return ∂(d/π_θ)/∂log π_θ of single samples: the slope of D's estimate at samples of π_θ, without a weight.
+
+    Args:
+        name: the divergence, a key of DEFINITIONS; for urkl the estimate is k3(π_ref/π_θ).
+        policies: log-probabilities of the samples, any shape.
+
+    Returns:
+        Same shape.
+
+    Source: paper §2.2 (GRPO's penalty).
+    """
+    leaf = policies.current.detach().requires_grad_()
+    estimate = _integrand(name, leaf, policies.ref) / leaf.exp()
+    return torch.autograd.grad(estimate.sum(), leaf)[0]
+
+
+def _integrand(name: str, log_p: Tensor, log_r: Tensor) -> Tensor:
+    return DEFINITIONS[name](log_p.unsqueeze(-1), log_r.unsqueeze(-1))
 
 
 def live_samples(
@@ -310,3 +319,29 @@ def live_samples(
     psi, w = direction * -logp, logp.exp() / logp_old.exp()
     rising, falling = w < 1 + epsilon2, (w > 1 - epsilon1) & (w < c)
     return ((psi >= 0) & rising) | ((psi < 0) & falling)
+
+
+def algorithm_1(
+    name: str, beta: float, policies: Policies, advantage: Float[Tensor, "*shape"], bounds: tuple[float, float, float]
+) -> Float[Tensor, "*shape"]:
+    """Return Algorithm 1's loss with its max and min as printed, Â = A − β·(∂d/∂log π_θ)/π_θ differentiated too.
+
+    Args:
+        name: the divergence, a key of DEFINITIONS; d is its integrand.
+        beta: strength of the penalty.
+        policies: log-probabilities of the samples, any shape; ``current`` carries the gradient.
+        advantage: same shape.
+        bounds: ε1, ε2 and c.
+
+    Returns:
+        One loss per sample, same shape.
+
+    Source: paper Algorithm 1; PAPER §4.
+    """
+    epsilon1, epsilon2, c = bounds
+    integrand = _integrand(name, policies.current, policies.ref)
+    (derivative,) = torch.autograd.grad(integrand.sum(), policies.current, create_graph=True)
+    regularised = advantage - beta * derivative / policies.current.exp()
+    w = policies.current.exp() / policies.old.exp()
+    outer = torch.maximum(-w * regularised, -w.clamp(1 - epsilon1, 1 + epsilon2) * regularised)
+    return torch.where(regularised >= 0, outer, torch.minimum(outer, -c * regularised))
