@@ -5,6 +5,7 @@ Source: two decision procedures; zero-testing of rational functions (sympy) and 
 
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass
+from itertools import count
 from math import prod
 
 import sympy as sp
@@ -87,17 +88,22 @@ def residual(equation: Equation) -> sp.Expr:
 def is_refuted(equation: Equation) -> bool:
     """Return whether left minus right is provably non-zero at one rational witness point.
 
-    The witness gives each symbol, and each value or derivative of an arbitrary function, its own positive rational:
-    some smooth function takes them all.
+    The witness gives each derivative, each function of a bare symbol, each symbol, and then each value of f at a
+    rational its own positive rational: some smooth function takes them all. A value of f at anything else decides
+    nothing, since two spellings of one number would look like two.
     Source: an interval that holds the exact value and excludes zero is a proof.
     """
     left, right = equation
     difference = (left - right).doit()
-    unknowns = difference.atoms(sp.Derivative, AppliedUndef) | difference.free_symbols
-    # Outermost first: f(p(θ)/r) and ∂p(θ)/∂θ must go before the p(θ) and θ inside them.
-    outermost_first = sorted(unknowns, key=lambda e: (-len(list(sp.preorder_traversal(e))), str(e)))
-    for k, unknown in enumerate(outermost_first):
-        difference = difference.subs(unknown, sp.Rational((37 * k + 11) % 97 + 1, 100))
+    numbers = (sp.Rational((37 * k + 11) % 97 + 1, 100) for k in count())
+    for unknowns_of in (
+        lambda d: d.atoms(sp.Derivative),
+        lambda d: {call for call in d.atoms(AppliedUndef) if all(a.is_Symbol for a in call.args)},
+        lambda d: d.free_symbols,
+        lambda d: {call for call in d.atoms(AppliedUndef) if all(a.is_Rational for a in call.args)},
+    ):
+        unknowns = sorted(unknowns_of(difference), key=str)
+        difference = difference.xreplace(dict(zip(unknowns, numbers, strict=False)))
     enclosure = _interval(difference)
     return bool(enclosure.a > 0 or enclosure.b < 0)
 

@@ -17,7 +17,7 @@ from functools import cache, partial
 
 import sympy as sp
 
-from proofs.symbols import RATIOS, R, Z, g, p, payoff, policy, q_tilde, r, score, theta, theta_frozen
+from proofs.symbols import RATIOS, A, R, Z, g, p, payoff, policy, q_tilde, r, score, theta, theta_frozen
 
 Setting = Callable[[sp.Expr], sp.Expr]
 Equation = tuple[sp.Expr, sp.Expr]  # left- and right-hand side
@@ -47,7 +47,7 @@ def pointwise(integrand: sp.Expr) -> sp.Expr:
 
 
 def finite(integrand: sp.Expr, *, normalised: bool = True) -> sp.Expr:
-    """Return the sum over three outcomes, R, g and π_ref arbitrary at each.
+    """Return the sum over three outcomes, R, A, g and π_ref arbitrary at each.
 
     π_θ is any smooth curve of positive probabilities, given by its odds a against the last outcome; where not
     `normalised` it also has a mass M(θ). π̃_old, given by its odds b, sums to one. Source: arXiv 2505.17508, §2.
@@ -64,6 +64,7 @@ def finite(integrand: sp.Expr, *, normalised: bool = True) -> sp.Expr:
             q_tilde: (b1, b2, 1)[x] / (b1 + b2 + 1),
             r: sp.Symbol(f"r{x}", positive=True),
             R: sp.Symbol(f"R{x}", real=True),
+            A: sp.Symbol(f"A{x}", real=True),
         }
         at_x = pointwise(integrand).replace(policy, partial(probability, x)).replace(payoff, sp.Function(f"g{x}"))
         total += at_x.xreplace(values).doit()

@@ -15,8 +15,8 @@ from strategies import betas, divergence_names
 
 from proofs import CLAIMS, divergence_table
 from proofs.__main__ import main
-from proofs.certificate import Claim, check
-from proofs.symbols import A, Z, beta, log_v, p, q, u, v, w
+from proofs.certificate import Claim, check, is_refuted
+from proofs.symbols import A, Z, beta, f, log_v, p, q, r, u, v, w
 from rpg_ref import DIVERGENCES, differentiable_loss, reinforce_loss, weight
 
 ROOT = Path(__file__).parents[1]
@@ -56,6 +56,12 @@ def test_the_checker_can_fail(identities, near_misses, failure, monkeypatch, cap
     monkeypatch.setitem(CLAIMS, "broken", claim)
     assert main(["broken"]) == 1
     assert "FAILED" in capsys.readouterr().out
+
+
+def test_two_spellings_of_one_argument_refute_nothing():
+    assert not is_refuted((f((p + q) * r), f(p * r + q * r)))
+    assert not is_refuted((f(sp.log(p * q)), f(sp.log(p) + sp.log(q))))
+    assert is_refuted((f((p + q) * r), f(p * r + q)))
 
 
 def test_a_wrong_sign_in_a_proposition_is_found():
