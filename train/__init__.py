@@ -1,0 +1,1 @@
+"""The training driver: ``python -m train run PRESET``. It imports the verified core, which never imports it."""

@@ -1,0 +1,58 @@
+"""From ragged lists of token ids to one padded batch, and from a model to the log-probabilities of its responses."""
+
+from collections.abc import Sequence
+from typing import NamedTuple
+
+import torch
+from jaxtyping import Float, Int
+from torch import Tensor, nn
+
+from rpg_ref import token_logprobs
+
+Ids = Sequence[int]
+
+
+class Batch(NamedTuple):
+    """Prompts padded on the left, responses on the right, so that every response starts in the same column.
+
+    Attributes:
+        tokens: ids of prompt and response, [B, P + R].
+        attention: 1 for a token, 0 for padding, [B, P + R].
+        mask: 1 for a token of the response, its end-of-text token included, [B, R].
+    """
+
+    tokens: Int[Tensor, "B L"]
+    attention: Int[Tensor, "B L"]
+    mask: Int[Tensor, "B R"]
+
+    def rows(self, chosen: slice) -> "Batch":
+        """Return the chosen sequences, with the same padding."""
+        return Batch(*(x[chosen] for x in self))
+
+
+def pack(prompts: Sequence[Ids], responses: Sequence[Ids], pad_id: int) -> Batch:
+    """Pad each prompt on the left and each response on the right to the longest of its kind."""
+    P, R = max(map(len, prompts)), max(map(len, responses))
+    tokens = torch.full((len(prompts), P + R), pad_id)
+    attention = torch.zeros_like(tokens)
+    for row, (prompt, response) in enumerate(zip(prompts, responses, strict=True)):
+        here = slice(P - len(prompt), P + len(response))
+        tokens[row, here] = torch.tensor([*prompt, *response])
+        attention[row, here] = 1
+    return Batch(tokens, attention, attention[:, P:])
+
+
+def response_logprobs(model: nn.Module, batch: Batch, *, temperature: float = 1.0) -> Float[Tensor, "B R"]:
+    """Return log π(token | everything before it) of each response token; where ``batch.mask`` is 0, of padding."""
+    R = batch.mask.shape[1]
+    # A token's position counts the tokens before it, so padding on the left changes nothing.
+    positions = (batch.attention.cumsum(-1) - 1).clamp(min=0)
+    # The logits at position t predict token t + 1: take one more than the response, and drop the last.
+    logits = model(
+        input_ids=batch.tokens,
+        attention_mask=batch.attention,
+        position_ids=positions,
+        logits_to_keep=R + 1,
+        use_cache=False,
+    ).logits[:, :-1]
+    return token_logprobs(logits, batch.tokens[:, -R:], temperature=temperature)

@@ -1,0 +1,171 @@
+"""What a run is made of: every choice, its range and its meaning, in frozen records."""
+
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Annotated
+
+import msgspec
+
+Count = Annotated[int, msgspec.Meta(ge=1)]
+Natural = Annotated[int, msgspec.Meta(ge=0)]
+Positive = Annotated[float, msgspec.Meta(gt=0, le=1e6)]
+Weight = Annotated[float, msgspec.Meta(ge=0, le=1e6)]
+Share = Annotated[float, msgspec.Meta(ge=0, le=1)]
+
+
+@dataclass(frozen=True)
+class DataConfig:
+    """Where the problems come from.
+
+    Attributes:
+        train: a parquet or JSONL file of problems to train on; left out: two-digit arithmetic, generated.
+        test: a file of held-out problems; left out: the last test_problems of the training problems.
+        test_problems: how many problems are held out when no test file is given.
+        max_prompt_tokens: longer prompts lose their beginning.
+    """
+
+    train: str | None = None
+    test: str | None = None
+    test_problems: Count = 256
+    max_prompt_tokens: Count = 448
+
+
+@dataclass(frozen=True)
+class ModelConfig:
+    """The transformer, of the Qwen3 architecture, float32, with tied embeddings.
+
+    Attributes:
+        width: size of the residual stream.
+        mlp_width: hidden size of each feed-forward block.
+        layers: number of blocks.
+        heads: attention heads; they divide the width, and each is of even size.
+        key_value_heads: heads that keys and values have; they divide the heads.
+        context: longest sequence, prompt and response together.
+    """
+
+    width: Count
+    mlp_width: Count
+    layers: Count
+    heads: Count
+    key_value_heads: Count
+    context: Count = 512
+
+    def __post_init__(self) -> None:
+        """Check what divides what."""
+        if self.width % (2 * self.heads):
+            raise ValueError(
+                f"width {self.width} is not a multiple of 2 x heads = {2 * self.heads}; choose one that is"
+            )
+        if self.heads % self.key_value_heads:
+            raise ValueError(f"heads {self.heads} is not a multiple of key_value_heads {self.key_value_heads}")
+
+
+@dataclass(frozen=True)
+class WarmStartConfig:
+    """Supervised steps that teach the format and a first, unreliable policy.
+
+    Attributes:
+        steps: optimiser steps; 0 leaves the model at random.
+        batch: demonstrations a step.
+        learning_rate: AdamW's, after a linear warm-up.
+        warm_up: steps of that warm-up.
+        weight_decay: AdamW's.
+        slip: share of demonstrations in which one digit of the answer is wrong; the policy learns to slip as often.
+    """
+
+    steps: Natural
+    batch: Count
+    learning_rate: Positive
+    warm_up: Natural = 20
+    weight_decay: Weight = 0.1
+    slip: Share = 0.0
+
+
+@dataclass(frozen=True)
+class RolloutConfig:
+    """What is drawn from the policy at each step.
+
+    Attributes:
+        prompts: problems a step.
+        samples: responses to each, a group.
+        max_tokens: longest response.
+        temperature: divides the logits, of the sampler and of the trained policy alike.
+    """
+
+    prompts: Count
+    samples: Count
+    max_tokens: Count
+    temperature: Positive = 1.0
+
+
+@dataclass(frozen=True)
+class OptimizerConfig:
+    """How the policy follows the recipe's gradient.
+
+    Attributes:
+        learning_rate: AdamW's, after a linear warm-up.
+        warm_up: optimiser steps of that warm-up.
+        weight_decay: AdamW's.
+        max_grad_norm: longer gradients are shortened to this.
+        prompts: problems in the mini-batch of one optimiser step; a divisor of rollout.prompts.
+    """
+
+    learning_rate: Positive
+    prompts: Count
+    warm_up: Natural = 0
+    weight_decay: Weight = 0.1
+    max_grad_norm: Positive = 1.0
+
+
+@dataclass(frozen=True)
+class Config:
+    """A whole run.
+
+    Attributes:
+        name: of the run; its folder is runs/NAME-seedSEED unless run_dir says otherwise.
+        recipe: a name in rpg_ref.RECIPES.
+        steps: rollout batches.
+        model: the transformer.
+        warm_start: the supervised start.
+        rollout: what is drawn.
+        optimizer: how the policy moves.
+        data: where problems come from.
+        seed: of weights, data and sampling.
+        beta: strength of the divergence penalty; left out: the recipe's own.
+        eval_samples: k of Mean@k, the responses drawn to each held-out problem before and after.
+        threads: of the processor; 0 leaves the choice to torch.
+        run_dir: folder to write; it must be new or empty.
+    """
+
+    name: str
+    recipe: str
+    steps: Count
+    model: ModelConfig
+    warm_start: WarmStartConfig
+    rollout: RolloutConfig
+    optimizer: OptimizerConfig
+    data: DataConfig = DataConfig()
+    seed: Natural = 0
+    beta: Weight | None = None
+    eval_samples: Count = 8
+    threads: Natural = 0
+    run_dir: str | None = None
+
+    def __post_init__(self) -> None:
+        """Check what one section asks of another."""
+        if self.rollout.prompts % self.optimizer.prompts:
+            raise ValueError(
+                f"optimizer.prompts {self.optimizer.prompts} does not divide rollout.prompts {self.rollout.prompts}; "
+                "choose a divisor"
+            )
+        longest = self.data.max_prompt_tokens + self.rollout.max_tokens
+        if longest > self.model.context:
+            raise ValueError(
+                f"data.max_prompt_tokens + rollout.max_tokens = {longest} exceeds model.context {self.model.context}; "
+                "lower one of the first two or raise the last"
+            )
+
+    @property
+    def folder(self) -> Path:
+        """The folder this run writes."""
+        return Path(self.run_dir or f"runs/{self.name}-seed{self.seed}")

@@ -1,0 +1,94 @@
+"""From a preset in TOML and the command line's overrides to a checked Config, and back to TOML."""
+
+import json
+import tomllib
+from collections.abc import Iterator
+from dataclasses import asdict, fields, is_dataclass
+from functools import reduce
+from pathlib import Path
+from typing import Any
+
+import msgspec
+
+from rpg_ref.checks import Table
+from train.config import Config
+
+PRESETS = Path(__file__).parent / "presets"
+
+
+def presets() -> Table[Path]:
+    """Return the presets that ship with the driver, by name."""
+    return Table("preset", {path.stem: path for path in sorted(PRESETS.glob("*.toml"))})
+
+
+def load(preset: str, overrides: dict[str, Any]) -> Config:
+    """Read a preset, by path or by its name in train/presets, and put the overrides on top.
+
+    Args:
+        preset: a path that ends in .toml, or a name.
+        overrides: values by dotted key, such as {"optimizer.learning_rate": 1e-4}.
+
+    Returns:
+        The checked Config.
+
+    Raises:
+        ValueError: no such preset, TOML that does not parse, an unknown or missing key, a value out of type or range;
+            one sentence each, with the nearest names.
+    """
+    path = Path(preset) if preset.endswith(".toml") else presets()[preset]
+    try:
+        raw = tomllib.loads(path.read_text(encoding="utf-8"))
+    except OSError as error:
+        raise ValueError(
+            f"cannot read the preset {path}: {error.strerror}; presets are {', '.join(presets())}"
+        ) from error
+    except (tomllib.TOMLDecodeError, UnicodeDecodeError) as error:
+        raise ValueError(f"{path} is not TOML: {error}") from error
+    known = Table("key", dict.fromkeys(_keys(Config)))
+    for key in (*_leaves(raw), *overrides):
+        known[key]
+    for key, value in overrides.items():
+        *sections, last = key.split(".")
+        reduce(lambda table, name: table.setdefault(name, {}), sections, raw)[last] = value
+    try:
+        return msgspec.convert(raw, Config)
+    except msgspec.ValidationError as error:
+        raise ValueError(f"{path}{_explain(error, raw)}; change it there or on the command line") from error
+
+
+def dump(config: Config) -> str:
+    """Write a config as TOML that ``load`` reads back to an equal one."""
+    given = {key: value for key, value in asdict(config).items() if value is not None}
+    top = {key: value for key, value in given.items() if not isinstance(value, dict)}
+    sections = {key: value for key, value in given.items() if isinstance(value, dict)}
+    return "\n".join([_lines(top), *(f"[{key}]\n{_lines(section)}" for key, section in sections.items())])
+
+
+def _lines(table: dict[str, Any]) -> str:
+    # JSON's strings, numbers and booleans are TOML's too.
+    return "".join(f"{key} = {json.dumps(value)}\n" for key, value in table.items() if value is not None)
+
+
+def _keys(kind: type, prefix: str = "") -> Iterator[str]:
+    """Yield the dotted keys of a record and of the records in it."""
+    for field in fields(kind):
+        if is_dataclass(field.type):
+            yield from _keys(field.type, f"{prefix}{field.name}.")
+        else:
+            yield prefix + field.name
+
+
+def _leaves(raw: dict[str, Any], prefix: str = "") -> Iterator[str]:
+    for key, value in raw.items():
+        if isinstance(value, dict):
+            yield from _leaves(value, f"{prefix}{key}.")
+        else:
+            yield prefix + key
+
+
+def _explain(error: msgspec.ValidationError, raw: dict[str, Any]) -> str:
+    """Return where the error is, what stands there, and what should."""
+    what, _, where = str(error).replace("`", "").partition(" - at $.")
+    value = reduce(lambda table, key: table.get(key, {}), where.split("."), raw) if where else {}
+    place = f" [{where}]" if isinstance(value, dict) and where else f", {where} = {json.dumps(value)}" if where else ""
+    return f"{place}: {what}"

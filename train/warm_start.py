@@ -1,0 +1,48 @@
+"""A short supervised start on the answers of a careless teacher: it teaches the task, and to slip as often."""
+
+import random
+import time
+from collections.abc import Iterator, Sequence
+from typing import Any
+
+from transformers import PreTrainedModel, PreTrainedTokenizerFast
+
+from rpg_ref import aggregate
+from train.batch import pack, response_logprobs
+from train.config import Config
+from train.optim import build_optimizer, step
+from train.problems import Task, deal
+from train.seeds import derive
+from train.tokenizer import answer_ids
+
+
+def warm_start(
+    model: PreTrainedModel, tokenizer: PreTrainedTokenizerFast, tasks: Sequence[Task], config: Config
+) -> Iterator[dict[str, Any]]:
+    """Maximise the likelihood of demonstrated answers, and yield metrics after each optimiser step."""
+    settings = config.warm_start
+    optimizer = build_optimizer(
+        model,
+        learning_rate=settings.learning_rate,
+        warm_up=settings.warm_up,
+        weight_decay=settings.weight_decay,
+    )
+    for number in range(settings.steps):
+        start = time.perf_counter()
+        rng = random.Random(derive(config.seed, "slips", number))
+        shown = deal(tasks, settings.batch, number, derive(config.seed, "demonstrations"))
+        answers = [answer_ids(tokenizer, demonstrate(task.answer, settings.slip, rng)) for task in shown]
+        batch = pack([task.prompt for task in shown], answers, tokenizer.pad_token_id)
+        loss = aggregate(-response_logprobs(model, batch), batch.mask, "token-mean")
+        norm = step(optimizer, loss)
+        yield {"loss": loss.item(), "grad_norm": norm, "seconds": time.perf_counter() - start}
+
+
+def demonstrate(answer: str, slip: float, rng: random.Random) -> str:
+    """Return the answer, or with probability ``slip`` the answer with one of its digits replaced by another."""
+    places = [place for place, character in enumerate(answer) if character in "0123456789"]
+    if not places or rng.random() >= slip:
+        return answer
+    place = rng.choice(places)
+    wrong = rng.choice([digit for digit in "0123456789" if digit != answer[place]])
+    return answer[:place] + wrong + answer[place + 1 :]
