@@ -313,6 +313,7 @@ def test_a_run_folder_is_never_overwritten(tmp_path, capsys, monkeypatch):
         ("run cpu_tiny --model.key-value-heads 3", "heads 4 is not a multiple of key_value_heads 3"),
         ("run cpu_tiny --rollout.max-tokens 400", "= 848 exceeds model.context 512"),
         ("run cpu_tiny --rollout.max-tokens 2", "rollout.max_tokens is 2 but the answer '"),
+        ("run cpu_tiny --data.test x.jsonl", "[data]: test is 'x.jsonl' but train is left out"),
         ("run cpu_tiny --data.train none.jsonl", "cannot read none.jsonl"),
         ("run cpu_tiny --data.test-problems 9999", "data.test_problems is 9999; hold out fewer"),
         ("run cpu_tiny --recipe grpo --rollout.samples 1", "group_std needs 2"),

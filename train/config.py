@@ -29,6 +29,11 @@ class DataConfig:
     test_problems: Count = 256
     max_prompt_tokens: Count = 448
 
+    def __post_init__(self) -> None:
+        """Refuse a test file that would be left unread."""
+        if self.test is not None and self.train is None:
+            raise ValueError(f"test is {self.test!r} but train is left out; name both, or neither")
+
 
 @dataclass(frozen=True)
 class ModelConfig:
