@@ -4,13 +4,16 @@ VENV   := .venv
 PY     := $(VENV)/bin/python
 READY  := $(VENV)/.ready
 
-.PHONY: train test slow verify proofs lint types clean
+.PHONY: train test nightly slow verify proofs lint types clean
 
-train: $(READY)      ## train a small policy with the verified core (three minutes on two cores)
-	$(PY) -m train run train/presets/cpu_tiny.toml
+train: $(READY)      ## train a small policy with the verified core (two minutes on two cores); make train ARGS="--seed 1"
+	$(PY) -m train run train/presets/cpu_tiny.toml $(ARGS)
 
 test: $(READY)       ## property tests, exact-gradient tests and every symbolic proof
 	$(PY) -m pytest -n 2
+
+nightly: $(READY)    ## every property with 5,000 random examples
+	HYPOTHESIS_PROFILE=nightly $(PY) -m pytest -n 2
 
 slow: $(READY)       ## the checks that take minutes: whole training runs
 	$(PY) -m pytest -m slow

@@ -19,7 +19,8 @@ betas = st.sampled_from([0.0, 1e-4, 0.04, 1.0, 3.0])
 log_masses = st.sampled_from([0.0, -1.5, 0.3, 2.0])
 tree_shapes = st.sampled_from(SHAPES)
 
-ordinary = st.floats(-3.0, 3.0)
+# Products of subnormal numbers have no relative precision to check.
+ordinary = st.floats(-3.0, 3.0).map(lambda x: x if abs(x) > 1e-100 else 0.0)
 tiny = st.sampled_from([0.0, -0.0, 1e-30, -1e-30, 1e-8, -1e-8, 1e-4, -1e-4])
 far = st.floats(-120.0, 120.0)
 log_ratios = st.one_of(ordinary, tiny, far)
