@@ -4,7 +4,7 @@ VENV   := .venv
 PY     := $(VENV)/bin/python
 READY  := $(VENV)/.ready
 
-.PHONY: train test nightly slow verify proofs lint types clean
+.PHONY: train test nightly mutants slow verify proofs lint types clean
 
 train: $(READY)      ## train a small policy with the verified core (two minutes on two cores); make train ARGS="--seed 1"
 	$(PY) -m train run train/presets/cpu_tiny.toml $(ARGS)
@@ -14,6 +14,9 @@ test: $(READY)       ## property tests, exact-gradient tests and every symbolic 
 
 nightly: $(READY)    ## every property with 5,000 random examples
 	HYPOTHESIS_PROFILE=nightly $(PY) -m pytest -n 2
+
+mutants: $(READY)    ## which test kills each hand-written mutant of the core; resumable
+	$(PY) tests/mutants.py
 
 slow: $(READY)       ## the checks that take minutes: whole training runs
 	$(PY) -m pytest -m slow

@@ -16,8 +16,8 @@ def widest(x: Tensor) -> Tensor:
     """Return x in float64 (float32 on devices without it).
 
     u = e⁻¹⁰⁰ and v = e¹⁰⁰ are both outside float32 while their product w = u·v is not; on [B, T] tensors float64
-    costs nothing beside the logits they came from. It holds log-ratios up to 700 nats (350 for chi2's v²); `check_batch`
-    refuses a batch beyond that.
+    costs nothing beside the logits they came from. It holds log-ratios up to 700 nats (350 for chi2's v²);
+    ``check_batch`` refuses a batch beyond that.
     """
     return x.to(torch.float32 if x.device.type == "mps" else torch.float64)
 
