@@ -141,7 +141,8 @@ def killer(checkout: Path, file: str, before: str, after: str) -> str | None:
 def main() -> int:
     """Run every mutant that has no result for these sources yet, and print all of them."""
     known = json.loads(RESULTS.read_text()) if RESULTS.exists() else {}
-    results = known.get("results", {}) if known.get("sources") == sources() else {}
+    found_on = sources()
+    results = known.get("results", {}) if known.get("sources") == found_on else {}
     with tempfile.TemporaryDirectory() as folder:
         for name in COPIED:
             copy = shutil.copytree if (ROOT / name).is_dir() else shutil.copy
@@ -150,10 +151,9 @@ def main() -> int:
             key = f"{file}: {before.strip()}  →  {after.strip()}"
             if key not in results:
                 results[key] = killer(Path(folder), file, before, after)
-                RESULTS.write_text(json.dumps({"sources": sources(), "results": results}, indent=1))
-            print(
-                f"{'SURVIVED' if results[key] is None else 'killed by ' + results[key]:<90}  {key[:110]!r}", flush=True
-            )
+                RESULTS.write_text(json.dumps({"sources": found_on, "results": results}, indent=1))
+            fate = "SURVIVED" if results[key] is None else f"killed by {results[key]}"
+            print(f"{key}\n    {fate}", flush=True)
     alive = sum(result is None for result in results.values())
     print(f"{len(MUTANTS)} mutants, {alive} alive")
     return int(alive > 0)
