@@ -8,10 +8,12 @@ an interrupted run goes on where it stopped. Exit status 1 if a mutant survives.
 import hashlib
 import json
 import os
+import queue
 import shutil
 import subprocess
 import sys
 import tempfile
+from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 
 ROOT = Path(__file__).parents[1]
@@ -125,13 +127,19 @@ def killer(checkout: Path, file: str, before: str, after: str) -> str | None:
     path = checkout / "rpg_ref" / file
     original = path.read_text()
     path.write_text(original.replace(before, after))
-    tests = [f"tests/test_{name}.py" for name in dict.fromkeys(TESTS_OF[file] + EVERY)]
-    command = [sys.executable, "-m", "pytest", "-x", "-n", "2", "-p", "no:cacheprovider", *tests]
-    environment = {**os.environ, "PYTHONPATH": str(checkout), "HYPOTHESIS_PROFILE": "ci"}
+    own = TESTS_OF[file]
     try:
-        run = subprocess.run(command, cwd=checkout, env=environment, capture_output=True, text=True, check=False)
+        return failure(checkout, own) or failure(checkout, [name for name in EVERY if name not in own])
     finally:
         path.write_text(original)
+
+
+def failure(checkout: Path, names: list[str]) -> str | None:
+    """The first of these tests that fails, or None."""
+    tests = [f"tests/test_{name}.py" for name in names]
+    command = [sys.executable, "-m", "pytest", "-x", "-p", "no:cacheprovider", *tests]
+    environment = {**os.environ, "PYTHONPATH": str(checkout), "HYPOTHESIS_PROFILE": "ci"}
+    run = subprocess.run(command, cwd=checkout, env=environment, capture_output=True, text=True, check=False)
     if run.returncode == 0:
         return None
     failed = [line.split()[1] for line in run.stdout.splitlines() if line.startswith(("FAILED", "ERROR"))]
@@ -143,17 +151,27 @@ def main() -> int:
     known = json.loads(RESULTS.read_text()) if RESULTS.exists() else {}
     found_on = sources()
     results = known.get("results", {}) if known.get("sources") == found_on else {}
-    with tempfile.TemporaryDirectory() as folder:
-        for name in COPIED:
-            copy = shutil.copytree if (ROOT / name).is_dir() else shutil.copy
-            copy(ROOT / name, Path(folder) / name)
-        for file, before, after in MUTANTS:
+    with tempfile.TemporaryDirectory() as first, tempfile.TemporaryDirectory() as second:
+        checkouts = queue.SimpleQueue[Path]()
+        for checkout in (Path(first), Path(second)):
+            for name in COPIED:
+                copy = shutil.copytree if (ROOT / name).is_dir() else shutil.copy
+                copy(ROOT / name, checkout / name)
+            checkouts.put(checkout)
+
+        def judge(mutant: tuple[str, str, str]) -> None:
+            file, before, after = mutant
             key = f"{file}: {before.strip()}  →  {after.strip()}"
             if key not in results:
-                results[key] = killer(Path(folder), file, before, after)
+                checkout = checkouts.get()
+                results[key] = killer(checkout, *mutant)
+                checkouts.put(checkout)
                 RESULTS.write_text(json.dumps({"sources": found_on, "results": results}, indent=1))
             fate = "SURVIVED" if results[key] is None else f"killed by {results[key]}"
             print(f"{key}\n    {fate}", flush=True)
+
+        with ThreadPoolExecutor(max_workers=2) as pool:
+            list(pool.map(judge, MUTANTS))
     alive = sum(result is None for result in results.values())
     print(f"{len(MUTANTS)} mutants, {alive} alive")
     return int(alive > 0)
