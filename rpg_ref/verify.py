@@ -148,7 +148,7 @@ def _gradient_error(loss: Loss, finding: Finding, declared: Objective, seed: int
         # Without penalty nothing is left at zero advantages: its rounding is then seen beside the reward's gradient.
         size = float(exact.abs().max()) or size
         errors.append(float((exact_gradient(loss, batch, logits, advantage) - exact).abs().max()) / size)
-    return max(errors)
+    return _largest(errors)
 
 
 Stated = Callable[[Recipe, Policies, Tensor], Tensor]

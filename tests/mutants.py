@@ -91,6 +91,7 @@ MUTANTS = [
     ("audit/identify.py", "scale = abs(found[\"reward\"]) or 1.0", "scale = found[\"reward\"] or 1.0"),
     ("verify.py", "all(_agrees(*regime) for regime in regimes) and worst", "worst"),
     ("verify.py", "and worst < FIT and", "and"),
+    ("verify.py", "return _largest(errors)", "return max(errors)"),
     ("verify.py", "torch.tensor([0.0, *errors], dtype=torch.float64).max()", "max([0.0, *errors])"),
 ]
 # fmt: on

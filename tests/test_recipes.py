@@ -74,6 +74,25 @@ def test_masked_positions_may_hold_anything(batch, name, level, how):
         assert torch.equal(clean[0], again[0]) and torch.equal(clean[1], again[1])
 
 
+@given(batch=batches(), level=st.sampled_from(LEVELS))
+def test_a_loss_never_sees_a_masked_value(batch, level):
+    """Whatever the loss then does with its samples."""
+    logps, advantages, mask, padding = batch
+    seen = []
+
+    def loss(logp, logp_old, advantage, divergence, beta, *, logp_ref):
+        seen.extend([logp, logp_old, advantage.expand_as(logp), logp_ref])
+        return logp
+
+    recipe = dataclasses.replace(RECIPES["rpg-urkl"], loss=loss, level=level)
+    hostile = [torch.where(mask, x, math.nan) for x in logps]
+    recipe(*hostile, torch.where(mask.any(1), advantages, math.nan), mask)
+    if level == "token":
+        recipe(*hostile, torch.where(mask, advantages.unsqueeze(1), padding[3]), mask)
+    dead = ~(mask if level == "token" else mask.any(1, keepdim=True))
+    assert all(bool((x[dead] == 0).all()) for x in seen)
+
+
 @given(batch=batches(), name=recipe_names, level=st.sampled_from(LEVELS), how=aggregations, data=st.data())
 def test_splitting_a_batch_changes_nothing(batch, name, level, how, data):
     """Micro-batches, each with the whole batch's denominator, add up: also those without any token."""
@@ -230,6 +249,9 @@ def test_metrics_by_hand():
     assert_close(metrics["forward_kl_old"].item(), k3((logp - old)[:, :4]).mean().item())
     expected = ((w * w.log() - w + 1)[:, :4]).mean().item()
     assert_close(metrics["reverse_kl"].item(), expected)
+    anchored = recipe(logp, old, logp - 0.5, torch.tensor([-1.0]), mask).metrics["reverse_kl"]
+    u, v = w / math.exp(0.5), math.exp(0.5)
+    assert_close(anchored.item(), (u * (v * 0.5 - v + 1))[:, :4].mean().item())
     up = recipe(logp, old, None, torch.tensor([1.0]), mask).metrics
     assert [up[f"clip_{side}"].item() for side in ("low", "high", "dual")] == [0.0, 0.5, 0.0]
 

@@ -101,6 +101,10 @@ FAULTS = {
     "sign of the whole loss": with_loss(URKL, negated),
     "NaN": with_loss(URKL, lambda *a, **k: math.nan * differentiable_loss(*a, **k)),
     "NaN in float32": with_loss(URKL, nan_in_float32),
+    "NaN in float32 without advantages": with_loss(
+        URKL,
+        lambda logp, old, A, *a, **k: (differentiable_loss if A.any() else nan_in_float32)(logp, old, A, *a, **k),
+    ),
     "sign of the penalty": with_loss(URKL, flipped),
     "twice the penalty": with_loss(URKL, lambda *a, **k: differentiable_loss(*a[:4], 2 * a[4], **k)),
     "no u": with_loss(URKL, without_u),
