@@ -28,7 +28,8 @@ rewards = st.one_of(st.sampled_from([-1.0, 0.0, 1.0]), ordinary)
 
 
 def floats(shape: int | tuple[int, ...], elements: st.SearchStrategy[float]) -> st.SearchStrategy[np.ndarray]:
-    return arrays(F64, shape, elements=elements)
+    # Without this most entries of an array would be one and the same number.
+    return arrays(F64, shape, elements=elements, fill=st.nothing())
 
 
 class SampleInputs(NamedTuple):

@@ -63,6 +63,12 @@ def test_expected_gradient_of_a_group_of_three(name, factor):
     assert_close(found.numpy(), factor * exact, rtol=1e-12, atol=1e-13)
 
 
+def test_group_std_is_that_of_a_sample_of_the_group():
+    """Two rewards at distance 2a have the standard deviation a·√2, with one degree of freedom for the mean."""
+    found = advantages(torch.tensor([1.0, 0.0, 5.0, 1.0]), torch.tensor([0, 0, 1, 1]), "group_std")
+    assert_close(found, torch.tensor([1.0, -1.0, 1.0, -1.0]) / 2**0.5)
+
+
 def test_equal_rewards_have_no_advantage_under_group_std():
     """Also where rounding moves their mean: 0.1 + 0.1 + 0.1 is not 3 · 0.1."""
     R = torch.full((3,), 0.1, dtype=torch.float64)
