@@ -13,6 +13,7 @@ from transformers import AutoModelForCausalLM, AutoTokenizer
 import train.run
 from rpg_ref import RECIPES
 from rpg_ref.verify import verify
+from train import policy_gradient
 from train.batch import pack, response_logprobs
 from train.cli import main
 from train.config import ModelConfig
@@ -20,6 +21,7 @@ from train.data import Message, read
 from train.model import build_model
 from train.optim import build_optimizer, step
 from train.preset import dump, load
+from train.problems import Task
 from train.sampling import sample
 from train.seeds import derive
 from train.tokenizer import answer_ids, build_tokenizer, is_right, prompt_ids
@@ -367,3 +369,15 @@ def test_seed_0_learns(tmp_path):
 
 def test_the_preset_s_recipe_is_verified_by_the_real_oracle():
     assert verify(RECIPES[load("cpu_tiny", {}).recipe]).ok
+
+
+def test_a_rollout_is_rewarded_one_or_minus_one(monkeypatch):
+    """One right response of two: ±1 less the group's mean 0; both right: nothing to learn."""
+    tokenizer = build_tokenizer()
+    right, wrong = (answer_ids(tokenizer, text) for text in ("46", "47"))
+    monkeypatch.setattr(policy_gradient, "sample", lambda *_, **__: [right, wrong, right, right])
+    config = load("cpu_tiny", {"rollout.prompts": 2, "rollout.samples": 2, "optimizer.prompts": 1})
+    tasks = [Task([1, 2], "46"), Task([3], "46")]
+    rollout = policy_gradient.draw(None, tokenizer, tasks, RECIPES[config.recipe], config, 0)
+    assert rollout.right.tolist() == [1.0, 0.0, 1.0, 1.0]
+    assert rollout.advantage.tolist() == [1.0, -1.0, 0.0, 0.0]
