@@ -26,31 +26,51 @@ class Baseline(NamedTuple):
     smallest_group: int
 
 
+def _statistics(r: Float[Tensor, "B"], member: Int[Tensor, "B"], sizes: Int[Tensor, "G"]) -> Group:
+    """Each group's size, mean and standard deviation (of size − 1), at each of its members."""
+
+    def of_group(x: Tensor, statistic: str) -> Tensor:
+        return x.new_zeros(len(sizes)).scatter_reduce(0, member, x, statistic, include_self=False)[member]
+
+    # Rewards that are equal have that mean, also where rounding would give them another.
+    size, lowest = sizes[member].to(r.dtype), of_group(r, "amin")
+    mean = torch.where(lowest == of_group(r, "amax"), lowest, of_group(r, "mean"))
+    std = (of_group((r - mean) ** 2, "sum") / (size - 1).clamp(min=1)).sqrt()
+    return Group(size, mean, std)
+
+
+def _batch(r: Float[Tensor, "B"]) -> Group:
+    """The batch as one group."""
+    return _statistics(r, torch.zeros_like(r, dtype=torch.long), torch.tensor([len(r)], device=r.device))
+
+
 def _standardised(r: Float[Tensor, "B"], g: Group) -> Float[Tensor, "B"]:
     return torch.where(g.std > 0, (r - g.mean) / torch.where(g.std > 0, g.std, 1.0), 0.0)
 
 
 # fmt: off
 BASELINES: Table[Baseline] = Table("baseline", {
-    "none":          Baseline(lambda r, g: r,                                   1),
-    "batch_mean":    Baseline(lambda r, g: r - r.mean(),                        1),
-    "group_mean":    Baseline(lambda r, g: r - g.mean,                          1),
-    "leave_one_out": Baseline(lambda r, g: (r - g.mean) * g.size / (g.size - 1), 2),
-    "group_std":     Baseline(_standardised,                                    2),
+    "none":                 Baseline(lambda r, g: r,                                                1),
+    "batch_mean":           Baseline(lambda r, g: r - _batch(r).mean,                               1),
+    "batch_std":            Baseline(lambda r, g: _standardised(r, _batch(r)),                      1),
+    "group_mean":           Baseline(lambda r, g: r - g.mean,                                       1),
+    "group_mean_batch_std": Baseline(lambda r, g: _standardised(r - g.mean, _batch(r - g.mean)),    1),
+    "leave_one_out":        Baseline(lambda r, g: (r - g.mean) * g.size / (g.size - 1),             2),
+    "group_std":            Baseline(_standardised,                                                 2),
 })
 # fmt: on
 
 
 def advantages(rewards: Float[Tensor, "B"], groups: Int[Tensor, "B"], baseline: str) -> Float[Tensor, "B"]:
-    """A = R − b for the named baseline b; group_std also divides by the group's standard deviation (of G − 1).
+    """A = R − b for the named baseline b; a name with _std also divides by a standard deviation (of size − 1).
 
     A group mean holds the sample's own reward, which scales the expected gradient by (G − 1)/G; leave_one_out does
-    not. Under group_std a group of equal rewards has advantage 0.
+    not. Where a standard deviation is 0, so is the advantage.
 
     Args:
         rewards: R, [B], finite.
         groups: id of each sample's group (its prompt), [B], any integers.
-        baseline: "none", "batch_mean", "group_mean", "leave_one_out" or "group_std".
+        baseline: a name in BASELINES.
 
     Returns:
         Advantages [B], in float32 at least.
@@ -59,7 +79,8 @@ def advantages(rewards: Float[Tensor, "B"], groups: Int[Tensor, "B"], baseline: 
         ValueError: lengths differ, a reward is not finite, ids are not integers, the baseline is unknown, or a group
             is too small for it.
 
-    Source: paper §5 (group_mean), §2.2 (group_std, GRPO); leave_one_out after Kool et al. 2019.
+    Source: paper §5 (group_mean), §2.2 (group_std, GRPO); leave_one_out after Kool et al. 2019; batch_std and
+        group_mean_batch_std after Hu et al. 2025 (REINFORCE++ and its baseline form).
     """
     rule, smallest = BASELINES[baseline]
     check_tensor("rewards", rewards)
@@ -79,12 +100,4 @@ def advantages(rewards: Float[Tensor, "B"], groups: Int[Tensor, "B"], baseline: 
             f"group {small} has {int(sizes.min())} sample but {baseline} needs {smallest}; draw more of it"
         )
     r = widest(rewards)
-
-    def of_group(x: Tensor, statistic: str) -> Tensor:
-        return x.new_zeros(len(sizes)).scatter_reduce(0, member, x, statistic, include_self=False)[member]
-
-    # Rewards that are equal have that mean, also where rounding would give them another.
-    size, lowest = sizes[member].to(r.dtype), of_group(r, "amin")
-    mean = torch.where(lowest == of_group(r, "amax"), lowest, of_group(r, "mean"))
-    std = (of_group((r - mean) ** 2, "sum") / (size - 1).clamp(min=1)).sqrt()
-    return rule(r, Group(size, mean, std)).to(at_least_float32(rewards).dtype)
+    return rule(r, _statistics(r, member, sizes)).to(at_least_float32(rewards).dtype)

@@ -1,4 +1,4 @@
-"""RPG-Style Clip: the same weight, and a region of w outside which its gradient is zero."""
+"""RPG-Style Clip: the same weight, and a region of w outside which its gradient is zero. Beside it the hard clip."""
 
 import math
 from dataclasses import dataclass
@@ -11,7 +11,8 @@ from torch import Tensor
 from rpg_ref.checks import check_number
 from rpg_ref.divergences import Divergence
 from rpg_ref.numerics import at_least_float32
-from rpg_ref.surrogates import PerSample, terms
+from rpg_ref.ratios import WeightBound, bounded_log_weight, log_ratios
+from rpg_ref.surrogates import PerSample, terms, weight
 
 
 @dataclass(frozen=True)
@@ -156,3 +157,41 @@ def clipped_loss_as_printed(
     regularised_advantage = A - beta * row.slope(log_v) * (-log_v).exp()
     loss = -clipped_ratio(regularised_advantage, log_w, clip) * regularised_advantage
     return loss.to(at_least_float32(logp).dtype)
+
+
+def bounded_loss(
+    logp: Float[Tensor, "*shape"],
+    logp_old: Float[Tensor, "*shape"],
+    advantage: PerSample,
+    divergence: str | Divergence,
+    beta: float,
+    *,
+    logp_ref: Float[Tensor, "*shape"] | None = None,
+    bound: WeightBound,
+) -> Float[Tensor, "*shape"]:
+    """−SG(w̄/w·weight)·log π_θ with w̄ the bounded importance weight: hard clip, truncation or mask, by the bound.
+
+    Since weight = w·(A − β·f′(v)) this is the REINFORCE-style loss with w̄ in w's place. Samples outside the bound
+    still move the policy, by a weight that is too small or too large, unless it masks them.
+
+    Args:
+        logp: log π_θ of the samples in nats, any shape; the only input that carries a gradient.
+        logp_old: log π_old, same shape.
+        advantage: A = R − b, same shape or one number, larger is better.
+        divergence: a name in DIVERGENCES or a Divergence.
+        beta: strength β ≥ 0 of the penalty, in reward per nat.
+        logp_ref: log π_ref, same shape; None means π_ref = π_old.
+        bound: what to do with weights outside [low, high].
+
+    Returns:
+        One loss per sample, same shape.
+
+    Raises:
+        ValueError: as ``weight``.
+
+    Source: paper, remark after Prop. F.1 (hard clip); MiniMax 2025 (CISPO); PAPER §4.
+    """
+    log_w = log_ratios(logp, logp_old).log_w.detach()
+    share = (bounded_log_weight(log_w, bound) - log_w).exp()
+    live = weight(logp, logp_old, advantage, divergence, beta, logp_ref=logp_ref).detach()
+    return (-share * live).to(live.dtype) * at_least_float32(logp)

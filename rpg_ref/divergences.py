@@ -3,6 +3,7 @@
 import math
 from collections.abc import Callable
 from dataclasses import dataclass
+from typing import Literal
 
 import torch
 from torch import Tensor
@@ -20,6 +21,8 @@ class Divergence:
         name: the row's name.
         f: log v ↦ f(v), any shape. D = E_ref[f(v)].
         slope: log v ↦ ∂f/∂log v = v·f′(v), any shape. The penalty's coefficient of ∇log π_θ.
+        history: whose prefixes the chain rule D(p, r) = Σ_t E_h[D_t(h)] averages over: "current" (h ∼ π_θ),
+            "reference" (h ∼ π_ref), or None where there is no such rule.
 
     Source: paper Tables 1 and 2 for fkl, ufkl, rkl, urkl; the unification and the other rows are ours.
     """
@@ -27,6 +30,7 @@ class Divergence:
     name: str
     f: Callable[[Tensor], Tensor]
     slope: Callable[[Tensor], Tensor]
+    history: Literal["current", "reference"] | None = None
 
 
 def f_urkl(d: Tensor) -> Tensor:
@@ -61,20 +65,25 @@ def slope_js(d: Tensor) -> Tensor:
     return d.exp() / 2 * torch.where(near, (small / 2).tanh().log1p(), math.log(2) + logsigmoid(d))
 
 
-def _row(name: str, f: Callable[[Tensor], Tensor], slope: Callable[[Tensor], Tensor]) -> tuple[str, Divergence]:
-    return name, Divergence(name, lambda d: f(at_least_float32(d)), lambda d: slope(at_least_float32(d)))
+def _row(
+    name: str,
+    history: Literal["current", "reference"] | None,
+    f: Callable[[Tensor], Tensor],
+    slope: Callable[[Tensor], Tensor],
+) -> tuple[str, Divergence]:
+    return name, Divergence(name, lambda d: f(at_least_float32(d)), lambda d: slope(at_least_float32(d)), history)
 
 
 # fmt: off
 DIVERGENCES: Table[Divergence] = Table("divergence", dict([
-    #    name        f(v), with d = log v               slope = v·f′(v)                          of the paper
-    _row("fkl",      lambda d: -d,                      lambda d: -torch.ones_like(d)),          # Prop E.1
-    _row("ufkl",     phi,                               torch.expm1),                            # Prop 3.2
-    _row("rkl",      lambda d: d * d.exp(),             lambda d: (d + 1) * d.exp()),            # Prop E.3
-    _row("urkl",     f_urkl,                            lambda d: d * d.exp()),                  # Prop 3.6
-    _row("jeffreys", f_jeffreys,                        lambda d: d * d.exp() + d.expm1()),
-    _row("js",       f_js,                              slope_js),
-    _row("chi2",     lambda d: d.expm1() ** 2,          lambda d: 2 * d.exp() * d.expm1()),
+    #    name        history      f(v), with d = log v       slope = v·f′(v)                      of the paper
+    _row("fkl",      "reference", lambda d: -d,              lambda d: -torch.ones_like(d)),      # Prop E.1
+    _row("ufkl",     "reference", phi,                       torch.expm1),                        # Prop 3.2
+    _row("rkl",      "current",   lambda d: d * d.exp(),     lambda d: (d + 1) * d.exp()),        # Prop E.3
+    _row("urkl",     "current",   f_urkl,                    lambda d: d * d.exp()),              # Prop 3.6
+    _row("jeffreys", None,        f_jeffreys,                lambda d: d * d.exp() + d.expm1()),
+    _row("js",       None,        f_js,                      slope_js),
+    _row("chi2",     None,        lambda d: d.expm1() ** 2,  lambda d: 2 * d.exp() * d.expm1()),
 ]))
 # fmt: on
 

@@ -1,10 +1,11 @@
-"""PPO's clip, which looks at the advantage alone, and GRPO's penalty beside it, without and with its weight."""
+"""PPO's clip, which looks at the advantage alone, and the penalties found beside it: in the loss and in the reward."""
 
 from jaxtyping import Float
 from torch import Tensor
 
 from rpg_ref.clipping import DualClip, clipped_ratio
 from rpg_ref.divergences import Divergence
+from rpg_ref.estimators import k2
 from rpg_ref.numerics import at_least_float32
 from rpg_ref.ratios import log_ratios
 from rpg_ref.surrogates import PerSample, differentiable_loss, per_sample, terms
@@ -84,3 +85,54 @@ def grpo_corrected_loss(
     """
     penalty = differentiable_loss(logp, logp_old, 0.0, divergence, beta, logp_ref=logp_ref)
     return ppo_loss(logp, logp_old, advantage, clip=clip) + penalty
+
+
+def k2_loss(
+    logp: Float[Tensor, "*shape"],
+    logp_old: Float[Tensor, "*shape"],
+    advantage: PerSample,
+    divergence: str | Divergence,
+    beta: float,
+    *,
+    logp_ref: Float[Tensor, "*shape"] | None = None,
+    clip: DualClip,
+) -> Float[Tensor, "*shape"]:
+    """PPO's clipped term + β·½(log v)², unweighted: on-policy the reverse KL's gradient, off-policy that of no KL.
+
+    Args and Raises: as ``clipped_loss``; the divergence plays no part.
+
+    Returns:
+        One loss per sample, same shape.
+
+    Source: Hu et al. 2025 (the baseline form of REINFORCE++); PAPER §3.
+    """
+    log_v = terms(logp, logp_old, advantage, divergence, beta, logp_ref).log_v
+    return ppo_loss(logp, logp_old, advantage, clip=clip) + (beta * k2(log_v)).to(at_least_float32(logp).dtype)
+
+
+def kl_in_reward_loss(
+    logp: Float[Tensor, "*batch T"],
+    logp_old: Float[Tensor, "*batch T"],
+    advantage: PerSample,
+    divergence: str | Divergence,
+    beta: float,
+    *,
+    logp_ref: Float[Tensor, "*batch T"] | None = None,
+    clip: DualClip,
+) -> Float[Tensor, "*batch T"]:
+    """PPO's clipped term on A − β·Σ_{s≥t} log(π_old/π_ref)_s: k1 as a reward of each token, frozen at the sampler.
+
+    On-policy this is the gradient of the *sequence's* reverse KL, future tokens included. Off-policy one sample a
+    sequence descends KL(π_θ‖π_ref) − KL(π_θ‖π_old), and one a token no known objective.
+
+    Args and Raises: as ``clipped_loss``, the last axis being the samples of one sequence in order; the divergence
+        plays no part.
+
+    Returns:
+        One loss per sample, same shape.
+
+    Source: Ouyang et al. 2022 (InstructGPT); Hu et al. 2025 (REINFORCE++); Ahmadian et al. 2024 (RLOO).
+    """
+    _, A, log_w, log_v, _, _ = terms(logp, logp_old, advantage, divergence, beta, logp_ref)
+    to_go = (log_v - log_w).detach().flip(-1).cumsum(-1).flip(-1)
+    return ppo_loss(logp, logp_old, A - beta * to_go, clip=clip)

@@ -1,12 +1,15 @@
-"""Log-ratios between policies, and the level (token or whole sequence) at which a sample is one."""
+"""Log-ratios between policies, bounds on importance weights, and the level at which a sample is one."""
 
+import math
 from collections.abc import Callable
+from dataclasses import dataclass
 from typing import NamedTuple
 
-from jaxtyping import Float
+import torch
+from jaxtyping import Bool, Float
 from torch import Tensor
 
-from rpg_ref.checks import Table, check_log_probs
+from rpg_ref.checks import Table, check_log_probs, check_number
 from rpg_ref.numerics import widest
 
 
@@ -43,28 +46,110 @@ def log_ratios(
     return LogRatios(current - old, current - ref, ref - old)
 
 
-def truncate(log_w: Float[Tensor, "*shape"], cap: float) -> Float[Tensor, "*shape"]:
-    """min(w, cap), the truncated importance weight: bounded variance, bias E[(w − cap)₊·…].
+# fmt: off
+BOUNDS: Table[Callable[[Tensor, float, float], Tensor]] = Table("bound", {
+    "clamp": lambda log_w, low, high: log_w.clamp(low, high),
+    "mask":  lambda log_w, low, high: torch.where((low <= log_w) & (log_w <= high), log_w, -torch.inf),
+})
+# fmt: on
+"""What becomes of a log-weight outside [low, high]: the nearest bound, or a weight of zero.
+
+Source: truncated importance sampling (Ionides 2008); masking as in IcePop (2025); variants named in PAPER §4.
+"""
+
+
+@dataclass(frozen=True)
+class WeightBound:
+    """A bound on importance weights: what to do with those outside [low, high].
+
+    Attributes:
+        rule: "clamp" (with low = 0, truncated importance sampling) or "mask" (weight zero outside).
+        low: smallest weight, ≥ 0.
+        high: largest weight, > 0 and ≥ low; the defaults bound nothing.
+
+    Raises:
+        ValueError: an unknown rule, or a bound out of range.
+
+    Source: PAPER §4, variants found in practice.
+    """
+
+    rule: str = "clamp"
+    low: float = 0.0
+    high: float = math.inf
+
+    def __post_init__(self) -> None:
+        """Check the rule and the interval."""
+        BOUNDS[self.rule]
+        check_number("low", self.low, 0.0, math.inf, "[)")
+        check_number("high", self.high, 0.0, math.inf, "(]")
+        check_number("high", self.high, self.low, math.inf)
+
+
+def bounded_log_weight(log_w: Float[Tensor, "*shape"], bound: WeightBound) -> Float[Tensor, "*shape"]:
+    """Return log of the bounded weight: log min(max(w, low), high), or −inf for a masked one.
+
+    The bias is E[(bounded w − w)·…] over the samples outside the bound, and bounded variance is what it buys.
 
     Args:
         log_w: log importance ratio, any shape.
-        cap: largest weight, > 0; ``math.inf`` truncates nothing.
+        bound: the bound.
 
     Returns:
-        The weight, in (0, cap], same shape.
+        Same shape; its exp is the weight.
 
-    Source: truncated importance sampling (Ionides 2008), a variant named in PAPER §4.
+    Source: PAPER §4, variants found in practice.
     """
-    return log_w.exp().clamp(max=cap)
+    low = math.log(bound.low) if bound.low > 0 else -math.inf
+    return BOUNDS[bound.rule](log_w, low, math.log(bound.high))
+
+
+class Level(NamedTuple):
+    """What one sample is.
+
+    Attributes:
+        samples: (token log-probs [B, T], zero where masked; the mask) ↦ sample log-probs [B, S], S = T or 1.
+        alive: mask [B, T] ↦ which samples there are, [B, S].
+        reward: (advantage of a response [B, 1], mask) ↦ of its samples [B, S].
+        objective: the level of the objectives its recipes may declare, "token" or "sequence".
+    """
+
+    samples: Callable[[Float[Tensor, "B T"], Bool[Tensor, "B T"]], Float[Tensor, "B S"]]
+    alive: Callable[[Bool[Tensor, "B T"]], Bool[Tensor, "B S"]]
+    reward: Callable[[Float[Tensor, "B 1"], Bool[Tensor, "B T"]], Float[Tensor, "B S"]]
+    objective: str
+
+
+def _each(keep: Bool[Tensor, "B T"]) -> Bool[Tensor, "B T"]:
+    return keep
+
+
+def _any(keep: Bool[Tensor, "B T"]) -> Bool[Tensor, "B 1"]:
+    return keep.any(-1, keepdim=True)
+
+
+def _mean(x: Float[Tensor, "B T"], keep: Bool[Tensor, "B T"]) -> Float[Tensor, "B 1"]:
+    return x.sum(-1, keepdim=True) / keep.sum(-1, keepdim=True).clamp(min=1)
+
+
+def _everywhere(advantage: Float[Tensor, "B 1"], keep: Bool[Tensor, "B T"]) -> Float[Tensor, "B 1"]:
+    return advantage
+
+
+def _at_the_end(advantage: Float[Tensor, "B 1"], keep: Bool[Tensor, "B T"]) -> Float[Tensor, "B T"]:
+    last = keep & (keep.cumsum(-1) == keep.sum(-1, keepdim=True))
+    return torch.where(last, advantage, 0.0)
 
 
 # fmt: off
-LEVELS: Table[Callable[[Float[Tensor, "B T"]], Float[Tensor, "B S"]]] = Table("level", {
-    "token":    lambda x: x,
-    "sequence": lambda x: x.sum(-1, keepdim=True),
+LEVELS: Table[Level] = Table("level", {
+    "token":     Level(lambda x, keep: x,                       _each, _everywhere, "token"),
+    "sequence":  Level(lambda x, keep: x.sum(-1, keepdim=True), _any,  _everywhere, "sequence"),
+    "prefix":    Level(lambda x, keep: x.cumsum(-1),            _each, _at_the_end, "sequence"),
+    "geometric": Level(_mean,                                   _any,  _everywhere, "sequence"),
 })
 # fmt: on
-"""What one sample is: token log-probs [B, T], zero where masked, ↦ sample log-probs [B, S], S = T or 1.
+"""What one sample is: a token, the response, the response up to a token (w_{1:t}), or the response by its geometric
+mean (Π w_t)^{1/T}.
 
-Source: paper §2 writes x for a whole sample and applies its formulas to tokens; both readings are rows here.
+Source: paper §2 writes x for a whole sample and applies its formulas to tokens; PAPER §5 for all four.
 """

@@ -3,7 +3,8 @@
 import inspect
 import math
 from collections.abc import Callable, Mapping
-from dataclasses import dataclass
+from dataclasses import dataclass, field
+from functools import partial
 from typing import Any, NamedTuple
 
 import torch
@@ -14,12 +15,14 @@ from rpg_ref.advantages import BASELINES
 from rpg_ref.aggregation import AGGREGATIONS, aggregate, count
 from rpg_ref.audit.objective import Objective
 from rpg_ref.checks import Table, check_log_probs, check_mask, check_number, check_tensor
-from rpg_ref.clipping import DualClip, clipped_loss, clipped_loss_as_printed, region
+from rpg_ref.clipping import DualClip, bounded_loss, clipped_loss, clipped_loss_as_printed, region
 from rpg_ref.divergences import DIVERGENCES
 from rpg_ref.estimators import k3
+from rpg_ref.log_ratio import cpgd_loss, pmd_mean_loss
 from rpg_ref.numerics import at_least_float32, widest
-from rpg_ref.ppo import grpo_corrected_loss, grpo_loss
-from rpg_ref.ratios import LEVELS, log_ratios, truncate
+from rpg_ref.ppo import grpo_corrected_loss, grpo_loss, k2_loss, kl_in_reward_loss
+from rpg_ref.prefix import per_decision_loss
+from rpg_ref.ratios import LEVELS, WeightBound, bounded_log_weight, log_ratios
 from rpg_ref.surrogates import differentiable_loss, reinforce_loss, weight
 
 Samples = Float[Tensor, "*shape"]
@@ -32,8 +35,8 @@ class LossOutput(NamedTuple):
         loss: the scalar; minimise it.
         metrics: over samples of π_old: ``ratio_mean`` and ``ratio_max`` of w; the mean of k3(w), ``forward_kl_old``,
             which estimates UKL(π_old‖π_θ), and of u·f_URKL(v), ``reverse_kl``, which estimates UKL(π_θ‖π_ref), both in
-            nats; and the shares that the clip stops: ``clip_high`` (w ≥ 1 + ε2), ``clip_low`` (w ≤ 1 − ε1) and
-            ``clip_dual`` (w ≥ c).
+            nats; the shares that a clip stops, ``clip_high`` (w ≥ 1 + ε2), ``clip_low`` (w ≤ 1 − ε1) and
+            ``clip_dual`` (w ≥ c); and those that a bound changes, ``above_bound`` and ``below_bound``.
 
     Source: Remark 3.5 for the two estimates; Algorithm 2 for the shares.
     """
@@ -58,17 +61,20 @@ class Recipe:
 
     Attributes:
         name: the row's name.
-        loss: one value per sample, from logp, logp_old, advantage, divergence, beta, logp_ref (and clip if any).
-        divergence: name of the penalty's row in DIVERGENCES.
-        on_policy_penalty: terms whose gradient, β times, the penalty has when π_old = π_θ; None: of no known one.
+        loss: one value per sample, from logp, logp_old, advantage, divergence, beta, logp_ref (and clip or bound).
+        on_policy_penalty: the penalty's terms and multiples of β when π_old = π_θ; None: no known objective's.
         off_policy_penalty: the same when π_old ≠ π_θ, near enough that nothing is clipped.
-        clip: the bounds, or None.
+        divergence: name of the penalty's row in DIVERGENCES, for the losses that take any.
+        off_policy_reward: whether the reward's term has the gradient of E[R] off-policy.
+        clip: RPG's or PPO's region, or None.
+        bound: of the importance weight, or None.
         clips_penalty: whether the clip's direction is the whole weight's sign (RPG) or the advantage's (PPO).
         beta: strength β ≥ 0 of the penalty.
         level: what one sample is, a name in LEVELS.
+        objective_level: of the objectives declared, if not the level's own.
         baseline: the advantage meant for it, a name in BASELINES.
         aggregation: a name in AGGREGATIONS.
-        sampler_cap: with ``logp_sampler``, each loss is multiplied by min(π_old/π_sampler, sampler_cap), a constant.
+        sampler: with ``logp_sampler``, each loss is multiplied by π_old/π_sampler within this bound, a constant.
 
     Raises:
         ValueError: an unknown name or a number out of range.
@@ -78,16 +84,19 @@ class Recipe:
 
     name: str
     loss: Callable[..., Samples]
-    divergence: str
-    on_policy_penalty: tuple[str, ...] | None
-    off_policy_penalty: tuple[str, ...] | None
+    on_policy_penalty: Mapping[str, float] | None = field(hash=False)
+    off_policy_penalty: Mapping[str, float] | None = field(hash=False)
+    divergence: str = "urkl"
+    off_policy_reward: bool = True
     clip: DualClip | None = None
+    bound: WeightBound | None = None
     clips_penalty: bool = True
     beta: float = 1e-4
     level: str = "token"
+    objective_level: str | None = None
     baseline: str = "group_mean"
     aggregation: str = "token-mean"
-    sampler_cap: float = math.inf
+    sampler: WeightBound = WeightBound()
 
     def __post_init__(self) -> None:
         """Check names and numbers."""
@@ -100,31 +109,40 @@ class Recipe:
             table[name]
         check_number("beta", self.beta, 0.0, math.inf, "[)")
         _ = self.on_policy, self.off_policy  # an Objective checks the penalties' names
-        if ("clip" in inspect.signature(self.loss).parameters) != (self.clip is not None):
-            raise ValueError(f"clip is {self.clip}, which does not fit the loss; change both")
-        check_number("sampler_cap", self.sampler_cap, 0.0, math.inf, "(]")
+        for name in ("clip", "bound"):
+            if (name in inspect.signature(self.loss).parameters) != (getattr(self, name) is not None):
+                raise ValueError(f"{name} is {getattr(self, name)}, which does not fit the loss; change both")
+        if (self.loss is per_decision_loss) != (self.level == "prefix"):
+            raise ValueError(f"level {self.level!r} does not fit the loss; prefix goes with per_decision_loss alone")
 
     @property
     def on_policy(self) -> Objective | None:
         """The objective whose gradient this is when π_old = π_θ, or None.
 
-        Under seq-mean-token-mean that is so for responses of equal length: E[Σ_t ∇log π_θ / T] is not zero otherwise.
+        Under seq-mean-token-mean and at geometric level that is so for responses of equal length:
+        E[Σ_t ∇log π_θ / T] is not zero otherwise.
         """
         return self._objective(self.on_policy_penalty)
 
     @property
     def off_policy(self) -> Objective | None:
         """The objective whose gradient this is when π_old ≠ π_θ and no sample is clipped, or None; as ``on_policy``."""
-        return self._objective(self.off_policy_penalty)
+        return self._objective(self.off_policy_penalty) if self.off_policy_reward else None
 
-    def _objective(self, penalty: tuple[str, ...] | None) -> Objective | None:
+    def _objective(self, penalty: Mapping[str, float] | None) -> Objective | None:
         if penalty is None and self.beta > 0:
             return None
-        return Objective({"reward": 1.0, **{term: self.beta for term in penalty or ()}}, self.level)
+        terms = {term: self.beta * multiple for term, multiple in (penalty or {}).items()}
+        return Objective({"reward": 1.0, **terms}, self.measured_at)
+
+    @property
+    def measured_at(self) -> str:
+        """The level of the objectives, "token" or "sequence"."""
+        return self.objective_level or LEVELS[self.level].objective
 
     def count(self, mask: Shaped[Tensor, "B T"]) -> Float[Tensor, ""]:
         """Return what this batch adds to the denominator: sum it over micro-batches and ranks."""
-        return count(LEVELS[self.level](mask != 0), self.aggregation)
+        return count(LEVELS[self.level].alive(mask != 0), self.aggregation)
 
     def __call__(
         self,
@@ -145,7 +163,8 @@ class Recipe:
             logp: log π_θ of the sampled tokens, [B, T]; the only input that carries a gradient.
             logp_old: log π_old, [B, T].
             logp_ref: log π_ref, [B, T]; None means π_ref = π_old.
-            advantages: one per sequence [B], or one per token [B, T].
+            advantages: one per sequence [B], or one per token [B, T] at token and prefix level, where at prefix
+                level [B] is a reward at the end and [B, T] rewards at each token.
             mask: [B, T], nonzero for tokens that count.
             logp_sampler: log-probabilities under the engine that really sampled, [B, T], if it is not π_old.
             denominator: as in ``aggregate``: the count of the whole batch, when this is a part of it.
@@ -163,23 +182,27 @@ class Recipe:
             raise ValueError(f"logp must be [B, T], got shape {tuple(logp.shape)}; add the missing axis")
         check_mask(mask, logp.shape)
         check_tensor("advantages", advantages)
-        shapes = {"token": (logp.shape[:1], logp.shape), "sequence": (logp.shape[:1],)}[self.level]
+        keep, level = mask != 0, LEVELS[self.level]
+        alive = level.alive(keep)
+        shapes = (logp.shape[:1], logp.shape) if alive.shape == logp.shape else (logp.shape[:1],)
         if advantages.shape not in shapes:
             wanted = " or ".join(str(tuple(shape)) for shape in shapes)
             got = tuple(advantages.shape)
             raise ValueError(f"advantages must have shape {wanted} at {self.level} level, got {got}; reshape them")
-        keep, level = mask != 0, LEVELS[self.level]
-        alive = level(keep) != 0
 
         def samples(x: Float[Tensor, "B T"]) -> Float[Tensor, "B S"]:
-            return level(torch.where(keep, widest(x), 0.0))
+            return level.samples(torch.where(keep, widest(x), 0.0), keep)
 
-        A = torch.where(alive, widest(advantages if advantages.ndim == 2 else advantages.unsqueeze(-1)), 0.0)
+        per_sample = widest(advantages)
+        if advantages.ndim == 1:
+            per_sample = level.reward(per_sample.unsqueeze(-1), keep)
+        A = torch.where(alive, per_sample, 0.0)
         batch = Batch(samples(logp), samples(logp_old), None if logp_ref is None else samples(logp_ref), A, alive)
-        clip = {} if self.clip is None else {"clip": self.clip}
-        loss = self.loss(batch.logp, batch.logp_old, A, self.divergence, self.beta, logp_ref=batch.logp_ref, **clip)
+        bounds = {name: x for name, x in (("clip", self.clip), ("bound", self.bound)) if x is not None}
+        loss = self.loss(batch.logp, batch.logp_old, A, self.divergence, self.beta, logp_ref=batch.logp_ref, **bounds)
         if logp_sampler is not None:
-            loss = loss * truncate(log_ratios(batch.logp_old, samples(logp_sampler)).log_w, self.sampler_cap).detach()
+            log_drift = log_ratios(batch.logp_old, samples(logp_sampler)).log_w
+            loss = loss * bounded_log_weight(log_drift, self.sampler).exp().detach()
         total = aggregate(loss, alive, self.aggregation, denominator=denominator)
         return LossOutput(total.to(at_least_float32(logp).dtype), self._metrics(batch))
 
@@ -202,6 +225,8 @@ class Recipe:
                 "clip_low": dead & (direction < 0) & (w <= 1 - self.clip.low),
                 "clip_dual": dead & (direction < 0) & (w >= self.clip.dual),
             }
+        if self.bound is not None:
+            fractions |= {"above_bound": w > self.bound.high, "below_bound": w < self.bound.low}
         number = alive.sum().clamp(min=1)
         means = {name: torch.where(alive, x, 0.0).sum() / number for name, x in fractions.items()}
         # The appended zero is the largest ratio of a batch without any.
@@ -210,47 +235,62 @@ class Recipe:
 
 
 # The penalty each row is the gradient of: unnormalised rows differ from the normalised ones by a constant in θ.
-PENALTY = {"fkl": ("forward_kl",), "ufkl": ("forward_kl",), "rkl": ("reverse_kl",), "urkl": ("reverse_kl",)}
+FORWARD, REVERSE, NONE = {"forward_kl": 1.0}, {"reverse_kl": 1.0}, dict[str, float]()
+FROM_SAMPLER = {"reverse_kl": 1.0, "reverse_kl_old": -1.0}
+PENALTY = {"fkl": FORWARD, "ufkl": FORWARD, "rkl": REVERSE, "urkl": REVERSE}
 # As printed, w·f′(w) is differentiated, and that is −1 for fkl and w − 1 for ufkl: its expected gradient is zero.
-PRINTED_PENALTY = PENALTY | {"fkl": (), "ufkl": ()}
+PRINTED_PENALTY = PENALTY | {"fkl": NONE, "ufkl": NONE}
 
 
 def _rpg(
     style: str,
     loss: Callable[..., Samples],
-    clip: DualClip | None = None,
-    penalties: Mapping[str, tuple[str, ...]] = PENALTY,
+    penalties: Mapping[str, Mapping[str, float]] = PENALTY,
+    **choices: Any,
 ) -> list[Recipe]:
-    return [Recipe(style.format(x), loss, x, penalty, penalty, clip) for x, penalty in penalties.items()]
+    return [Recipe(style.format(x), loss, y, y, x, **choices) for x, y in penalties.items()]
 
 
-GRPO: dict[str, Any] = {
-    "divergence": "urkl",
-    "clip": DualClip(low=0.2, high=0.2, dual=math.inf),  # Schulman et al. 2017; paper §5
-    "clips_penalty": False,
-    "beta": 0.04,  # Shao et al. 2024 (DeepSeekMath), §4.2
-    "baseline": "group_std",
-    "aggregation": "seq-mean-token-mean",
-}
+# Schulman et al. 2017; paper §5.
+_ppo = partial(Recipe, clip=DualClip(low=0.2, high=0.2, dual=math.inf), clips_penalty=False)
+# Shao et al. 2024 (DeepSeekMath), §4.2.
+_grpo = partial(_ppo, beta=0.04, baseline="group_std", aggregation="seq-mean-token-mean")
+# The same without a penalty, its loss being then PPO's alone.
+_bare = partial(_grpo, loss=grpo_corrected_loss, on_policy_penalty=NONE, off_policy_penalty=NONE, beta=0.0)
 
 _ROWS = [
     *_rpg("rpg-{}", differentiable_loss),
     *_rpg("rpg-reinforce-{}", reinforce_loss),
-    *_rpg("rpg-reinforce-{}-clip", clipped_loss, DualClip()),
-    *_rpg("rpg-{}-clip-as-printed", clipped_loss_as_printed, DualClip(), PRINTED_PENALTY),
-    Recipe("grpo", grpo_loss, on_policy_penalty=("forward_kl",), off_policy_penalty=None, **GRPO),
-    Recipe(
-        "grpo-corrected",
-        grpo_corrected_loss,
-        on_policy_penalty=("reverse_kl",),
-        off_policy_penalty=("reverse_kl",),
-        **GRPO,
-    ),
+    *_rpg("rpg-reinforce-{}-clip", clipped_loss, clip=DualClip()),
+    *_rpg("rpg-{}-clip-as-printed", clipped_loss_as_printed, PRINTED_PENALTY, clip=DualClip()),
+    *_rpg("rpg-{}-prefix", per_decision_loss, level="prefix"),
+    _grpo("grpo", grpo_loss, FORWARD, None),
+    _grpo("grpo-corrected", grpo_corrected_loss, REVERSE, REVERSE),
+    # Schulman et al. 2017; the advantages are a critic's, one per token.
+    _bare("ppo", baseline="none", aggregation="token-mean"),
+    # Yu et al. 2025, Eqs. 8–12.
+    _bare("dapo", clip=DualClip(low=0.2, high=0.28, dual=math.inf), aggregation="token-mean"),
+    # Liu et al. 2025 (Understanding R1-Zero-like training), §3: no std; pass a constant denominator.
+    _bare("dr-grpo", baseline="group_mean", aggregation="seq-mean-token-sum"),
+    # Zheng et al. 2025, Eqs. 5–7 and §5.1.
+    _bare("gspo", clip=DualClip(low=3e-4, high=4e-4, dual=math.inf), level="geometric", off_policy_reward=False),
+    # MiniMax 2025 (M1), Eqs. 4–5, no lower bound; the upper one of Khatri et al. 2025 (ScaleRL).
+    Recipe("cispo", bounded_loss, NONE, NONE, beta=0.0, bound=WeightBound(high=5.0), baseline="group_std"),
+    # Hu et al. 2025; β is OpenRLHF's default.
+    _ppo("reinforce++", kl_in_reward_loss, REVERSE, None, beta=0.01, baseline="batch_std", objective_level="sequence"),
+    _ppo("reinforce++-baseline", k2_loss, REVERSE, None, beta=0.01, baseline="group_mean_batch_std"),
+    # Ahmadian et al. 2024; clip and β are TRL's defaults.
+    _ppo("rloo", kl_in_reward_loss, REVERSE, FROM_SAMPLER, beta=0.05, baseline="leave_one_out", level="sequence"),
+    # Kimi Team 2025 (k1.5); Xu et al. 2026. Both anchor at π_old, whose KL has no gradient on-policy.
+    Recipe("pmd-mean", pmd_mean_loss, NONE, None, level="sequence", off_policy_reward=False),
+    # Liu et al. 2025 (CPGD), Eq. 4.
+    _ppo("cpgd", cpgd_loss, NONE, None, off_policy_reward=False),
 ]
 
 RECIPES: Table[Recipe] = Table("recipe", {row.name: row for row in _ROWS})
 """The named recipes; ``rpg-X-clip`` is another name of ``rpg-reinforce-X-clip``.
 
-Source: paper §3 (rpg-X), §4 (rpg-reinforce-X), Algorithm 2 (…-clip), Algorithm 1 (…-as-printed), §2.2 (grpo).
+Source: paper §3 (rpg-X), §4 (rpg-reinforce-X), Algorithm 2 (…-clip), Algorithm 1 (…-as-printed), §2.2 (grpo), §5 (its
+comparisons); PAPER §5 (…-prefix); the others beside their rows.
 """
 RECIPES |= {f"rpg-{x}-clip": RECIPES[f"rpg-reinforce-{x}-clip"] for x in PENALTY}

@@ -4,24 +4,29 @@ import math
 from collections.abc import Callable, Iterable
 from dataclasses import dataclass
 from functools import partial
+from typing import NamedTuple
 
 import torch
 from jaxtyping import Bool, Float
 from torch import Tensor
 
-from rpg_ref.audit.identify import FIT, NO_FIT, Finding, Loss, exact_gradient, identify, population
+from rpg_ref.audit.identify import FIT, Finding, Loss, exact_gradient, identify, population
 from rpg_ref.audit.objective import Objective
 from rpg_ref.audit.oracle import (
     Policies,
     algorithm_1,
     flat_gradient,
     gradient,
+    integrand,
     live_samples,
     penalty_slope,
     unweighted_slope,
 )
-from rpg_ref.clipping import clipped_loss, clipped_loss_as_printed
-from rpg_ref.ppo import grpo_corrected_loss, grpo_loss
+from rpg_ref.clipping import bounded_loss, clipped_loss, clipped_loss_as_printed
+from rpg_ref.divergences import DIVERGENCES
+from rpg_ref.log_ratio import cpgd_loss, pmd_mean_loss
+from rpg_ref.ppo import grpo_corrected_loss, grpo_loss, k2_loss, kl_in_reward_loss
+from rpg_ref.prefix import per_decision_loss
 from rpg_ref.recipes import LossOutput, Recipe
 from rpg_ref.surrogates import differentiable_loss, reinforce_loss
 
@@ -90,7 +95,7 @@ def verify(recipe: Recipe, *, device: str | torch.device = "cpu", seed: int = 0)
     Source: ours.
     """
     loss, loss32 = (partial(_run, recipe, torch.device(device), dtype) for dtype in (torch.float64, torch.float32))
-    report = identify(loss, level=recipe.level, seed=seed)
+    report = identify(loss, level=recipe.measured_at, seed=seed)
     regimes = ((report.on_policy, recipe.on_policy), (report.off_policy, recipe.off_policy))
     known = [(finding, declared) for finding, declared in regimes if declared is not None]
     errors = [_gradient_error(loss, finding, declared, seed) for finding, declared in known]
@@ -130,7 +135,7 @@ def _run(
 
 def _agrees(finding: Finding, declared: Objective | None) -> bool:
     if declared is None or finding.objective is None:
-        return declared is None and finding.residual > NO_FIT
+        return declared is None and finding.residual > finding.no_fit
     names = declared.terms.keys() | finding.objective.terms.keys()
     pairs = [(declared.terms.get(name, 0.0), finding.objective.terms.get(name, 0.0)) for name in names]
     return all(abs(a - b) <= FIT * abs(a) for a, b in pairs)
@@ -151,7 +156,33 @@ def _gradient_error(loss: Loss, finding: Finding, declared: Objective, seed: int
     return _largest(errors)
 
 
+class LevelDefinition(NamedTuple):
+    """A level from its definition: token log-probs, 0 where masked, ↦ the samples', and coefficients the way back."""
+
+    samples: Callable[[Tensor, Tensor], Tensor]
+    tokens: Callable[[Tensor, Tensor], Tensor]
+
+
+def _length(mask: Tensor) -> Tensor:
+    return mask.sum(1, keepdim=True).double()
+
+
+def _to_go(x: Tensor) -> Tensor:
+    """Σ_{s≥t} x_s."""
+    return x.flip(1).cumsum(1).flip(1)
+
+
+# fmt: off
+LEVEL_DEFINITIONS = {
+    "token":     LevelDefinition(lambda x, mask: x,                           lambda c, mask: c),
+    "sequence":  LevelDefinition(lambda x, mask: x.sum(1, True),              lambda c, mask: c),
+    "geometric": LevelDefinition(lambda x, mask: x.sum(1, True) / _length(mask), lambda c, mask: c / _length(mask)),
+    "prefix":    LevelDefinition(lambda x, mask: x.cumsum(1),                 lambda c, mask: _to_go(c)),
+}
+# fmt: on
+
 Stated = Callable[[Recipe, Policies, Tensor], Tensor]
+"""(recipe, log-probs of the samples, their advantages) ↦ each sample's coefficient of ∇log π_θ."""
 
 
 def _surrogate(recipe: Recipe, pi: Policies, A: Tensor) -> Tensor:
@@ -169,9 +200,21 @@ def _as_printed(recipe: Recipe, pi: Policies, A: Tensor) -> Tensor:
     return -torch.autograd.grad(loss.sum(), leaf)[0]
 
 
+def _bounded(recipe: Recipe, pi: Policies, A: Tensor) -> Tensor:
+    if recipe.bound is None:
+        raise ValueError(f"recipe {recipe.name} has no bound; give it one")
+    w, rule, low, high = (pi.current - pi.old).exp(), recipe.bound.rule, recipe.bound.low, recipe.bound.high
+    inside = (low <= w) & (w <= high)
+    bounded = {"clamp": w.clamp(low, high), "mask": torch.where(inside, w, 0.0)}[rule]
+    return bounded / w * _surrogate(recipe, pi, A)
+
+
 def _ppo(recipe: Recipe, pi: Policies, A: Tensor) -> Tensor:
-    live = live_samples(A, pi.current, pi.old, _bounds(recipe))
-    return torch.where(live, (pi.current - pi.old).exp() * A, 0.0)
+    return _live(recipe, pi, A) * (pi.current - pi.old).exp() * A
+
+
+def _live(recipe: Recipe, pi: Policies, A: Tensor) -> Tensor:
+    return live_samples(A, pi.current, pi.old, _bounds(recipe)).double()
 
 
 def _bounds(recipe: Recipe) -> tuple[float, float, float]:
@@ -179,20 +222,39 @@ def _bounds(recipe: Recipe) -> tuple[float, float, float]:
     return (1.0, math.inf, math.inf) if clip is None else (clip.low, clip.high, clip.dual)
 
 
+def _per_decision(recipe: Recipe, pi: Policies, A: Tensor) -> Tensor:
+    """The loss of prefixes, from each token's own integrand, differentiated automatically."""
+    leaf = pi.current.clone().requires_grad_()
+    prefixes = pi._replace(current=leaf)
+    before = Policies(*(torch.cat([0 * x[:, :1], x[:, :-1]], 1) for x in prefixes))
+    token = Policies(*(x - y for x, y in zip(prefixes, before, strict=True)))
+    history = before.current if DIVERGENCES[recipe.divergence].history == "current" else before.ref
+    penalty = (history - before.old - token.old).exp() * integrand(recipe.divergence, token.current, token.ref)
+    gain = (leaf - pi.old).exp() * A - recipe.beta * penalty
+    return torch.autograd.grad(gain.sum(), leaf)[0]
+
+
 STATED: dict[Callable[..., Tensor], Stated] = {
     differentiable_loss: _surrogate,
     reinforce_loss: _surrogate,
     clipped_loss: _clipped,
     clipped_loss_as_printed: _as_printed,
+    bounded_loss: _bounded,
+    per_decision_loss: _per_decision,
     grpo_loss: lambda r, pi, A: _ppo(r, pi, A) - r.beta * unweighted_slope(r.divergence, pi),
     grpo_corrected_loss: lambda r, pi, A: _ppo(r, pi, A) - r.beta * penalty_slope(r.divergence, pi),
+    k2_loss: lambda r, pi, A: _ppo(r, pi, A) - r.beta * (pi.current - pi.ref),
+    kl_in_reward_loss: lambda r, pi, A: _ppo(r, pi, A - r.beta * _to_go(pi.old - pi.ref)),
+    pmd_mean_loss: lambda r, pi, A: A - r.beta * (pi.current - pi.old),
+    cpgd_loss: lambda r, pi, A: _live(r, pi, A) * A - r.beta * (pi.current - pi.old).expm1(),
 }
 """What each loss states of one sample: its coefficient of ∇log π_θ, from the oracle's own pieces."""
 
 
 def _normalisers(recipe: Recipe, mask: Bool[Tensor, "B T"]) -> Float[Tensor, "B 1"]:
     """What multiplies each sample's loss in the batch's, by the aggregation's definition."""
-    length = mask.sum(1, keepdim=True).double() if recipe.level == "token" else mask.any(1, keepdim=True).double()
+    one_a_token = recipe.level in ("token", "prefix")
+    length = _length(mask if one_a_token else mask.any(1, keepdim=True))
     sequences = mask.any(1).sum()
     return {
         "token-mean": torch.ones_like(length) / length.sum(),
@@ -210,10 +272,13 @@ def _token_error(recipe: Recipe, statement: Stated, device: torch.device, seed: 
     current = -2 * _FAR_NATS - level.abs()
     old = current - _FAR_NATS * ratio.tanh()
     pi = Policies(current, old, current + gap.tanh() if anchored else old)
-    samples = pi if recipe.level == "token" else Policies(*(torch.where(mask, x, 0.0).sum(1, True) for x in pi))
-    stated = statement(recipe, samples, advantage.expand_as(samples.current))
+    samples, tokens = LEVEL_DEFINITIONS[recipe.level]
+    drawn = Policies(*(samples(torch.where(mask, x, 0.0), mask) for x in pi))
+    at_the_end = mask & (torch.arange(1, _LENGTH + 1) == _length(mask))
+    A = torch.where(at_the_end, advantage, 0.0) if recipe.level == "prefix" else advantage.expand_as(drawn.current)
+    stated = tokens(statement(recipe, drawn, A), mask)
     # What cancels in a sample's weight, or is clipped, leaves rounding of this size.
-    size = 1 + (samples.current - samples.old).exp() + (samples.ref - samples.old).exp()
+    size = tokens(1 + (drawn.current - drawn.old).exp() + (drawn.ref - drawn.old).exp(), mask)
     normalisers = _normalisers(recipe, mask)
     hostile = Policies(*(torch.where(mask, x, math.nan) for x in pi))
     leaf, found = hostile.current.clone().requires_grad_(), torch.zeros_like(hostile.current)

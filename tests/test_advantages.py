@@ -25,17 +25,24 @@ def grouped(draw):
 def test_by_hand(case, name):
     R, groups = case
     found = advantages(R, groups, name)
+    everyone = R.numpy()
+    centred = np.array(
+        [r - everyone[groups.numpy() == g].mean() for r, g in zip(everyone, groups.numpy(), strict=True)]
+    )
     for i, (r, g) in enumerate(zip(R.numpy(), groups.numpy(), strict=True)):
         own = R.numpy()[groups.numpy() == g]
         others = np.delete(R.numpy(), i)[np.delete(groups.numpy(), i) == g]
         expected = {
             "none": lambda r=r: r,
-            "batch_mean": lambda r=r: r - R.numpy().mean(),
+            "batch_mean": lambda r=r: r - everyone.mean(),
+            "batch_std": lambda r=r: (r - everyone.mean()) / everyone.std(ddof=1) if np.ptp(everyone) else 0.0,
+            "group_mean_batch_std": lambda i=i: centred[i] / centred.std(ddof=1) if np.ptp(everyone) else 0.0,
             "group_mean": lambda r=r, own=own: r - own.mean(),
             "leave_one_out": lambda r=r, others=others: r - others.mean(),
             "group_std": lambda r=r, own=own: (r - own.mean()) / own.std(ddof=1) if np.ptp(own) else 0.0,
         }[name]()
-        if name != "group_std" or np.ptp(own) == 0 or np.ptp(own) > 1e-6:
+        spread = {"group_std": own, "batch_std": everyone, "group_mean_batch_std": centred}.get(name, np.arange(2.0))
+        if np.ptp(spread) > 1e-6 or np.ptp(everyone) == 0:
             assert_close(found[i].item(), float(expected), rtol=1e-9, atol=1e-12)
 
 

@@ -11,11 +11,30 @@ import pytest
 import torch
 from hypothesis import example, given
 from hypothesis import strategies as st
-from strategies import Bandit, SampleInputs, Tree, bandits, betas, divergence_names, log_masses, sample_inputs, trees
+from strategies import (
+    Bandit,
+    SampleInputs,
+    Tree,
+    bandits,
+    betas,
+    divergence_names,
+    log_masses,
+    paper_names,
+    sample_inputs,
+    trees,
+)
 from torch.testing import assert_close
 from transformers import GPT2Config, GPT2LMHeadModel, Qwen3Config, Qwen3ForCausalLM
 
-from rpg_ref import DualClip, clipped_loss, differentiable_loss, reinforce_loss, token_logprobs, weight
+from rpg_ref import (
+    DualClip,
+    clipped_loss,
+    differentiable_loss,
+    per_decision_loss,
+    reinforce_loss,
+    token_logprobs,
+    weight,
+)
 from rpg_ref.audit import oracle
 from rpg_ref.audit.objective import Objective
 
@@ -151,6 +170,34 @@ def test_sequence_level_ascends_the_objective_of_whole_responses(loss, tree: Tre
         name, beta, tree.reward, tables.old.exp().numpy(), tables.ref.exp().numpy(), tree.shape, "sequence"
     )
     assert_ascends(g, numpy_oracle.gradient(J, tree.logits))
+
+
+@given(tree=trees(), name=paper_names, beta=betas)
+def test_prefix_level_ascends_the_objective_of_whole_responses(tree: Tree, name, beta):
+    """With the reward at the end and every token's penalty weighted by the live prefix before it (fkl: by u)."""
+    enumeration, leaf, tables, logps = tree_tensors(tree)
+    current, old, ref = (logp.cumsum(1) for logp in logps)
+    last = enumeration.mask.cumsum(1) == enumeration.mask.sum(1, keepdim=True)
+    reward = torch.where(last & enumeration.mask, torch.tensor(tree.reward).unsqueeze(1), 0.0)
+    per_prefix = per_decision_loss(current, old, reward, name, beta, logp_ref=ref)
+    g = gradient_of(logps.old.sum(1).exp() * torch.where(enumeration.mask, per_prefix, 0.0).sum(1), leaf)
+    J = numpy_oracle.tree_objective(
+        name, beta, tree.reward, tables.old.exp().numpy(), tables.ref.exp().numpy(), tree.shape, "sequence"
+    )
+    assert_ascends(g, numpy_oracle.gradient(J, tree.logits))
+
+
+def test_rewards_at_the_steps_need_only_the_prefix_before_them():
+    """Per-decision importance sampling: E_old[Σ_t w_{1:t} r_t] = E_π[Σ_t r_t]."""
+    rng = np.random.default_rng(0)
+    tree = Tree((3, 3, None), *rng.normal(size=(3, 13, 3)), rng.normal(size=27))
+    enumeration, leaf, tables, logps = tree_tensors(tree)
+    at_tokens = torch.tensor(rng.normal(size=(13, 3)))[enumeration.state, enumeration.tokens]
+    current, old = logps.current.cumsum(1), logps.old.cumsum(1)
+    exact = oracle.gradient(Objective({"reward": 1.0}, "sequence"), enumeration, tables, at_tokens.sum(1), [leaf])
+    q = logps.old.sum(1).exp()
+    g = gradient_of(q * per_decision_loss(current, old, at_tokens, "urkl", 0.0).sum(1), leaf)
+    assert_ascends(g, exact.reshape(leaf.shape))
 
 
 @given(tree=trees(), name=st.sampled_from(sorted(TERM)), beta=betas, level=st.sampled_from(["token", "sequence"]))

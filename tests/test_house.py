@@ -21,9 +21,12 @@ PIPELINE = [
     "ratios",
     "advantages",
     "surrogates",
+    "prefix",
     "clipping",
     "ppo",
+    "log_ratio",
     "aggregation",
+    "reference",
     "audit.objective",
     "audit.oracle",
     "audit.identify",
@@ -31,7 +34,7 @@ PIPELINE = [
     "verify",
     "cli",
 ]
-CORE = PIPELINE[:11] + ["recipes"]
+CORE = PIPELINE[: PIPELINE.index("audit.objective")] + ["recipes"]
 
 
 def path_of(module: str) -> Path:
@@ -115,5 +118,5 @@ def code_lines(path: Path) -> int:
 
 def test_the_core_is_small():
     sizes = {module: code_lines(path_of(module)) for module in CORE}
-    assert sum(sizes.values()) < 700, sizes
-    assert max(sizes.values()) < 180, sizes
+    assert sum(sizes.values()) < 850, sizes
+    assert max(sizes.values()) < 200, sizes

@@ -38,13 +38,17 @@ def test_every_recipe_is_what_it_declares(name):
 def test_a_row_outside_the_paper_verifies_too(name):
     divergence = name.removeprefix("rpg-")
     recipe = dataclasses.replace(
-        URKL, name=name, divergence=divergence, on_policy_penalty=(divergence,), off_policy_penalty=(divergence,)
+        URKL,
+        name=name,
+        divergence=divergence,
+        on_policy_penalty={divergence: 1.0},
+        off_policy_penalty={divergence: 1.0},
     )
     assert verify(recipe).ok
 
 
 def test_jeffreys_is_both_directions():
-    both = ("forward_kl", "reverse_kl")
+    both = {"forward_kl": 1.0, "reverse_kl": 1.0}
     assert verify(dataclasses.replace(URKL, divergence="jeffreys", on_policy_penalty=both, off_policy_penalty=both)).ok
 
 
@@ -123,8 +127,8 @@ FAULTS = {
     "detached penalty": with_loss(URKL, lambda *a, **k: differentiable_loss(*a[:4], 0.0, **k)),
     "GRPO that claims to be corrected": with_loss(RECIPES["grpo-corrected"], grpo_loss),
     "GRPO that is corrected and does not say so": with_loss(GRPO, grpo_corrected_loss),
-    "GRPO that claims an objective off-policy": dataclasses.replace(GRPO, off_policy_penalty=("forward_kl",)),
-    "declared reverse": dataclasses.replace(GRPO, on_policy_penalty=("reverse_kl",)),
+    "GRPO that claims an objective off-policy": dataclasses.replace(GRPO, off_policy_penalty={"forward_kl": 1.0}),
+    "declared reverse": dataclasses.replace(GRPO, on_policy_penalty={"reverse_kl": 1.0}),
 }
 
 

@@ -2,7 +2,7 @@
 
 import math
 from collections.abc import Callable
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from functools import cache
 from typing import Any
 
@@ -19,12 +19,13 @@ Loss = Callable[..., Any]
 FIT = 1e-8
 """Largest residual of a fit."""
 NO_FIT = 1e-4
-"""Smallest residual that is no fit; between the two nothing is claimed."""
+"""Smallest residual that is no fit; between the two nothing is claimed. Nearer than _NEAR it shrinks with the spread,
+since a loss that is wrong off-policy is wrong by no more than the policy has moved."""
 
 AGAINST_SAMPLER = ("reverse_kl_old", "forward_kl_old")
 _VOCABULARY, _HORIZON = 4, 3
 _COUNTS = torch.tensor([1.0, 2.0, 3.0, 4.0], dtype=torch.float64)
-_LARGEST_DRIFT, _HALVINGS = 0.1, 12
+_LARGEST_DRIFT, _HALVINGS, _NEAR = 0.1, 12, 0.01
 # Rounding leaves about 1e-16 of a gradient that cancels; a real one is never this small beside the reward's.
 _ZERO = 1e-12
 
@@ -136,6 +137,11 @@ class Finding:
     level: str
 
     @property
+    def no_fit(self) -> float:
+        """The smallest residual that is no fit here."""
+        return NO_FIT * min(1.0, self.spread / _NEAR) if self.drift else NO_FIT
+
+    @property
     def objective(self) -> Objective | None:
         """The objective found, or None."""
         terms = {name: c for name, c in self.coefficients.items() if c != 0}
@@ -146,7 +152,7 @@ class Finding:
         """The finding in words."""
         if math.isinf(self.residual):
             return "a gradient that is not finite"
-        if self.residual >= NO_FIT:
+        if self.residual >= self.no_fit:
             return f"the gradient of no known objective (residual {self.residual:.1g})"
         if self.objective is None:
             return f"undecided (residual {self.residual:.1g})"
@@ -234,5 +240,5 @@ def _find(loss_fn: Loss, batch: Population, drift: float, level: str) -> Finding
             residuals.append(float(left.norm() / part.norm()))
     # A loss that ignores the advantages has no reward to measure its normaliser by.
     scale = abs(found["reward"]) or 1.0
-    known = max(residuals) < NO_FIT
-    return Finding({k: c / scale for k, c in found.items()} if known else {}, max(residuals), scale, condition, *facts)
+    fit = Finding({k: c / scale for k, c in found.items()}, max(residuals), scale, condition, *facts)
+    return fit if fit.residual < fit.no_fit else replace(fit, coefficients={})

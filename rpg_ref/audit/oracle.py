@@ -258,6 +258,22 @@ def flat_gradient(scalar: Float[Tensor, ""], parameters: list[Tensor]) -> Float[
     return torch.cat([part.double().cpu().flatten() for part in parts])
 
 
+def integrand(name: str, log_p: Float[Tensor, "*shape"], log_r: Float[Tensor, "*shape"]) -> Float[Tensor, "*shape"]:
+    """Return what single samples add to D.
+
+    Args:
+        name: the divergence, a key of DEFINITIONS.
+        log_p: log π_θ of the samples, any shape.
+        log_r: log π_ref, same shape.
+
+    Returns:
+        Same shape.
+
+    Source: the definition, over one outcome.
+    """
+    return DEFINITIONS[name](log_p.unsqueeze(-1), log_r.unsqueeze(-1))
+
+
 def penalty_slope(name: str, policies: Policies) -> Float[Tensor, "*shape"]:
     """Return (∂d/∂log π_θ)/π_old of single samples, d the integrand of D: what β multiplies in the weight.
 
@@ -271,7 +287,7 @@ def penalty_slope(name: str, policies: Policies) -> Float[Tensor, "*shape"]:
     Source: the integrand of each definition, differentiated automatically.
     """
     leaf = policies.current.detach().requires_grad_()
-    (derivative,) = torch.autograd.grad(_integrand(name, leaf, policies.ref).sum(), leaf)
+    (derivative,) = torch.autograd.grad(integrand(name, leaf, policies.ref).sum(), leaf)
     return derivative * (-policies.old).exp()
 
 
@@ -288,12 +304,8 @@ def unweighted_slope(name: str, policies: Policies) -> Float[Tensor, "*shape"]:
     Source: paper §2.2 (GRPO's penalty).
     """
     leaf = policies.current.detach().requires_grad_()
-    estimate = _integrand(name, leaf, policies.ref) / leaf.exp()
+    estimate = integrand(name, leaf, policies.ref) / leaf.exp()
     return torch.autograd.grad(estimate.sum(), leaf)[0]
-
-
-def _integrand(name: str, log_p: Tensor, log_r: Tensor) -> Tensor:
-    return DEFINITIONS[name](log_p.unsqueeze(-1), log_r.unsqueeze(-1))
 
 
 def live_samples(
@@ -339,8 +351,8 @@ def algorithm_1(
     Source: paper Algorithm 1; PAPER §4.
     """
     epsilon1, epsilon2, c = bounds
-    integrand = _integrand(name, policies.current, policies.ref)
-    (derivative,) = torch.autograd.grad(integrand.sum(), policies.current, create_graph=True)
+    density = integrand(name, policies.current, policies.ref)
+    (derivative,) = torch.autograd.grad(density.sum(), policies.current, create_graph=True)
     regularised = advantage - beta * derivative / policies.current.exp()
     w = policies.current.exp() / policies.old.exp()
     outer = torch.maximum(-w * regularised, -w.clamp(1 - epsilon1, 1 + epsilon2) * regularised)
