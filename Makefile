@@ -4,7 +4,7 @@ VENV   := .venv
 PY     := $(VENV)/bin/python
 READY  := $(VENV)/.ready
 
-.PHONY: train test nightly mutants slow verify proofs lint types clean
+.PHONY: train test nightly mutants slow verify ledger proofs lint types clean
 
 train: $(READY)      ## train a small policy with the verified core (two minutes on two cores); make train ARGS="--seed 1"
 	$(PY) -m train run train/presets/cpu_tiny.toml $(ARGS)
@@ -15,7 +15,7 @@ test: $(READY)       ## property tests, exact-gradient tests and every symbolic 
 nightly: $(READY)    ## every property with 5,000 random examples
 	HYPOTHESIS_PROFILE=nightly $(PY) -m pytest -n 2
 
-mutants: $(READY)    ## which test kills each hand-written mutant of the core; resumable
+mutants: $(READY)    ## which test kills each mutant of the core: mutmut's and those made by hand; resumable
 	$(PY) tests/mutants.py
 
 slow: $(READY)       ## the checks that take minutes: whole training runs
@@ -23,6 +23,9 @@ slow: $(READY)       ## the checks that take minutes: whole training runs
 
 verify: $(READY)     ## every recipe against the exact oracle, on this machine
 	$(VENV)/bin/rpg-ref verify
+
+ledger: $(READY)     ## write docs/ledger.md from rpg_ref/ledger.toml
+	$(PY) -c "from rpg_ref.ledger import page; print(page())" > docs/ledger.md
 
 proofs: $(READY)     ## print the symbolic certificate
 	$(PY) -m proofs
@@ -42,4 +45,4 @@ $(READY): pyproject.toml constraints.txt
 	touch $@
 
 clean:
-	rm -rf $(VENV) build *.egg-info .pytest_cache .hypothesis .mypy_cache .ruff_cache
+	rm -rf $(VENV) .mutants build *.egg-info .pytest_cache .hypothesis .mypy_cache .ruff_cache

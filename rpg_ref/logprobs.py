@@ -62,4 +62,4 @@ def token_entropy(logits: Float[Tensor, "*batch V"], *, temperature: float = 1.0
     logp = (at_least_float32(logits) / temperature).log_softmax(-1)
     possible = logp > -torch.inf
     logp = torch.where(possible, logp, 0.0)
-    return -(torch.where(possible, logp.exp(), 0.0) * logp).sum(-1)
+    return -(logp.exp() * logp).sum(-1)

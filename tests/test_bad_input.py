@@ -2,6 +2,7 @@
 
 import dataclasses
 import math
+import re
 
 import jaxtyping
 import pytest
@@ -106,6 +107,9 @@ CASES = {
     "denominator zero": (lambda: aggregate(X, MASK, "token-mean", denominator=0), ["denominator", "0", "(0, inf)"]),
     "mask of another shape": (lambda: aggregate(X, MASK[:1], "token-mean"), ["mask", "(1, 3)", "(2, 3)"]),
     "mask is no tensor": (lambda: aggregate(X, None, "token-mean"), ["mask", "NoneType"]),
+    "no temperature": (lambda: token_logprobs(X, torch.zeros(2).long(), temperature=math.inf), ["temperature", "inf"]),
+    "entropy at zero": (lambda: token_entropy(X, temperature=0.0), ["temperature", "0.0", "(0, inf)"]),
+    "entropy at infinity": (lambda: token_entropy(X, temperature=math.inf), ["temperature", "inf"]),
     "temperature zero": (lambda: token_logprobs(X, torch.zeros(2).long(), temperature=0.0), ["temperature", "0.0"]),
     "temperature negative": (lambda: token_entropy(X, temperature=-1.0), ["temperature", "-1.0"]),
     "tokens do not fit": (lambda: token_logprobs(X, torch.zeros(3).long()), ["logits", "(2, 3)", "(3,)"]),
@@ -125,6 +129,7 @@ CASES = {
     "bound, rule": (lambda: WeightBound("clip"), ["bound", "'clip'", "clamp"]),
     "bound, high": (lambda: WeightBound(high=0.0), ["high", "0.0", "(0, inf]"]),
     "bound, low": (lambda: WeightBound(low=-1.0), ["low", "-1.0"]),
+    "bound, infinite low": (lambda: WeightBound(low=math.inf), ["low", "inf", "[0, inf)"]),
     "bound, empty": (lambda: WeightBound(low=2.0, high=1.0), ["high", "1.0", "[2, inf]"]),
     "no chain rule": (lambda: per_decision_loss(X, X, 1.0, "js", 0.1), ["js", "chain rule", "urkl"]),
     "reference, every": (lambda: ReferenceRule(every=0), ["every", "0", "[1, inf]"]),
@@ -135,6 +140,14 @@ CASES = {
     "recipe, nothing kept": (lambda: RECIPE(X, X, None, X[:, 0], ~MASK), ["mask", "denominator"]),
     "objective, term": (lambda: Objective({"reverse": 1.0}), ["term", "reverse_kl"]),
     "objective, level": (lambda: Objective({}, "prefix"), ["level", "'prefix'"]),
+    "batch, shapes": (lambda: check_batch(X, X, X[:1], X[:, 0], MASK), ["logp_ref", "(1, 3)", "(2, 3)"]),
+    "batch, sampler's shape": (lambda: check_batch(X, X, X, X[:, 0], MASK, logp_sampler=X[0]), ["logp_sampler"]),
+    "batch, advantages as list": (lambda: check_batch(X, X, X, [1.0, 2.0], MASK), ["advantages", "list"]),
+    "batch, token's advantage": (lambda: check_batch(X, X, X, with_nan(X), MASK), ["advantages[1, 1]", "nan"]),
+    "batch, far sampler": (
+        lambda: check_batch(X, X, X, X[:, 0], MASK, logp_sampler=X - 351.0),
+        ["logp_sampler", "351 nats"],
+    ),
     "batch, NaN": (lambda: check_batch(with_nan(X), X, None, X[:, 0], MASK), ["logp[1, 1]", "nan"]),
     "batch, -inf": (lambda: check_batch(X, X * math.inf, None, X[:, 0], MASK), ["logp_old[0, 0]", "-inf"]),
     "batch, probability over one": (lambda: check_batch(X, X, -X, X[:, 0], MASK), ["logp_ref[0, 0]", "1.0"]),
@@ -150,7 +163,23 @@ def test_the_sentence(case):
     with pytest.raises(ValueError) as raised:
         call()
     message = str(raised.value)
-    assert "\n" not in message and all(fragment in message for fragment in fragments), message
+    assert "\n" not in message and all(is_in(message, fragment) for fragment in fragments), message
+
+
+def is_in(message, fragment):
+    """As whole words: a name that is spelt otherwise is another name."""
+    return re.search(rf"(?<!\w){re.escape(fragment)}(?!\w)", message)
+
+
+def test_nearest_names_or_all_of_them():
+    def sentence(name):
+        with pytest.raises(UnknownName) as raised:
+            DIVERGENCES[name]
+        return str(raised.value)
+
+    assert sentence("UKL") == "unknown divergence 'UKL'; the nearest are urkl, ufkl, rkl"
+    assert sentence("ur") == "unknown divergence 'ur'; the nearest are urkl"
+    assert sentence("z") == "unknown divergence 'z'; choose one of fkl, ufkl, rkl, urkl, jeffreys, js, chi2"
 
 
 def test_an_unknown_name_is_also_a_key_error():

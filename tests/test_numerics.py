@@ -137,6 +137,13 @@ def test_zero_at_one_and_beyond_overflow(name):
     assert (f[1:3] >= 0).all() or name in ("fkl", "rkl")
 
 
+def test_every_row_is_named_and_says_whose_histories_its_chain_rule_averages_over():
+    histories = {name: (row.name, row.history) for name, row in DIVERGENCES.items()}
+    forward, reverse = dict.fromkeys(("fkl", "ufkl"), "reference"), dict.fromkeys(("rkl", "urkl"), "current")
+    none = dict.fromkeys(("jeffreys", "js", "chi2"))
+    assert histories == {name: (name, history) for name, history in (forward | reverse | none).items()}
+
+
 @pytest.mark.parametrize("name", DIVERGENCE_NAMES)
 def test_half_precision_is_widened(name):
     d = torch.tensor([0.125, -0.5], dtype=torch.bfloat16)
