@@ -12,7 +12,7 @@ from rpg_ref.numerics import at_least_float32, widest
 
 
 class Group(NamedTuple):
-    """Statistics of each sample's own group, one value per sample."""
+    """Size, mean and standard deviation (of size − 1) of each sample's own group, one value per sample."""
 
     size: Float[Tensor, "B"]
     mean: Float[Tensor, "B"]
@@ -26,26 +26,26 @@ class Baseline(NamedTuple):
     smallest_group: int
 
 
-def _statistics(r: Float[Tensor, "B"], member: Int[Tensor, "B"], sizes: Int[Tensor, "G"]) -> Group:
-    """Each group's size, mean and standard deviation (of size − 1), at each of its members."""
+def _within(x: Float[Tensor, "B"], member: Int[Tensor, "B"], statistic: str) -> Float[Tensor, "B"]:
+    """A statistic of each sample's own group; ``member`` is the group's number from 0."""
+    return torch.zeros_like(x).scatter_reduce(0, member, x, statistic, include_self=False)[member]
 
-    def of_group(x: Tensor, statistic: str) -> Tensor:
-        return x.new_zeros(len(sizes)).scatter_reduce(0, member, x, statistic, include_self=False)[member]
 
+def _statistics(r: Float[Tensor, "B"], member: Int[Tensor, "B"]) -> Group:
+    size, lowest = _within(torch.ones_like(r), member, "sum"), _within(r, member, "amin")
     # Rewards that are equal have that mean, also where rounding would give them another.
-    size, lowest = sizes[member].to(r.dtype), of_group(r, "amin")
-    mean = torch.where(lowest == of_group(r, "amax"), lowest, of_group(r, "mean"))
-    std = (of_group((r - mean) ** 2, "sum") / (size - 1).clamp(min=1)).sqrt()
+    mean = torch.where(lowest == _within(r, member, "amax"), lowest, _within(r, member, "mean"))
+    std = (_within((r - mean) ** 2, member, "sum") / (size - 1).clamp(min=1)).sqrt()
     return Group(size, mean, std)
 
 
 def _batch(r: Float[Tensor, "B"]) -> Group:
     """The batch as one group."""
-    return _statistics(r, torch.zeros_like(r, dtype=torch.long), torch.tensor([len(r)], device=r.device))
+    return _statistics(r, torch.zeros_like(r, dtype=torch.long))
 
 
 def _standardised(r: Float[Tensor, "B"], g: Group) -> Float[Tensor, "B"]:
-    return torch.where(g.std > 0, (r - g.mean) / torch.where(g.std > 0, g.std, 1.0), 0.0)
+    return (r - g.mean) / torch.where(g.std > 0, g.std, 1.0)
 
 
 # fmt: off
@@ -100,4 +100,4 @@ def advantages(rewards: Float[Tensor, "B"], groups: Int[Tensor, "B"], baseline: 
             f"group {small} has {int(sizes.min())} sample but {baseline} needs {smallest}; draw more of it"
         )
     r = widest(rewards)
-    return rule(r, _statistics(r, member, sizes)).to(at_least_float32(rewards).dtype)
+    return rule(r, _statistics(r, member)).to(at_least_float32(rewards).dtype)

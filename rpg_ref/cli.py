@@ -1,4 +1,4 @@
-"""The command line: ``rpg-ref verify``."""
+"""The command line: ``rpg-ref verify`` and ``rpg-ref explain``."""
 
 import argparse
 import json
@@ -11,6 +11,7 @@ import torch
 
 from rpg_ref.audit.objective import Objective
 from rpg_ref.checks import check_number
+from rpg_ref.ledger import LEDGER, Claim, explain
 from rpg_ref.recipes import RECIPES
 from rpg_ref.verify import Row, describe, verify
 
@@ -43,8 +44,13 @@ def main(arguments: Sequence[str] | None = None) -> int:
     check.add_argument("--device", default="cpu", help="where the recipes run (default: cpu)")
     check.add_argument("--seed", type=int, default=0, help="of the random policies (default: 0)")
     check.add_argument("--json", action="store_true", help="print JSON instead of a table")
+    tell = commands.add_parser("explain", help="what is known of a recipe, a divergence or a claim")
+    tell.add_argument("names", nargs="*", metavar="NAME", help="default: list all claims")
     options = parser.parse_args(arguments)
     try:
+        if options.command == "explain":
+            print("\n\n".join(map(explain, options.names)) if options.names else _index(LEDGER.values()))
+            return 0
         chosen = [RECIPES[name] for name in options.recipes or RECIPES]
         device = _device(options.device)
         check_number("--seed", options.seed, 0.0, 2.0**63, "[)")
@@ -54,6 +60,10 @@ def main(arguments: Sequence[str] | None = None) -> int:
     rows = [verify(recipe, device=device, seed=options.seed) for recipe in dict.fromkeys(chosen)]
     print(json.dumps([_record(row) for row in rows], indent=2) if options.json else _table(rows))
     return 0 if all(row.ok for row in rows) else 1
+
+
+def _index(claims: Iterable[Claim]) -> str:
+    return "\n".join(f"{claim.id:<28}  {claim.source}" for claim in claims)
 
 
 def _device(name: str) -> torch.device:

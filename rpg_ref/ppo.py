@@ -34,7 +34,7 @@ def ppo_loss(
 
     Source: paper §2.2 (GRPO's clipped term); Schulman et al. 2017, Eq. 7.
     """
-    log_w, A = log_ratios(logp, logp_old).log_w, per_sample("advantage", advantage, logp)
+    log_w, A = log_ratios(logp, logp_old).log_w, per_sample(logp, advantage, "advantage")
     return (-clipped_ratio(A, log_w, clip) * A).to(at_least_float32(logp).dtype)
 
 

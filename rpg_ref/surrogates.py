@@ -17,16 +17,16 @@ PerSample = Float[Tensor, "*shape"] | Float[Tensor, ""] | float
 """A tensor shaped like the samples, or one number for all of them."""
 
 
-def per_sample(name: str, x: PerSample, logp: Float[Tensor, "*shape"]) -> Tensor:
-    """Return x as a float64 constant that broadcasts to logp; raise ValueError if its shape is neither () nor logp's.
+def per_sample(logp: Float[Tensor, "*shape"], x: PerSample, name: str) -> Float[Tensor, "*shape"]:
+    """Return x as a float64 constant of logp's shape; raise ValueError if its shape is neither () nor logp's.
 
     Args:
-        name: the argument's name, for the message.
-        x: one value per sample, or one number for all.
         logp: the samples.
+        x: one value per sample, or one number for all.
+        name: the argument's name, for the message.
 
     Returns:
-        x detached, shape () or logp's.
+        x detached, logp's shape.
 
     Source: paper §2: rewards, baselines and masses do not depend on θ.
     """
@@ -35,9 +35,8 @@ def per_sample(name: str, x: PerSample, logp: Float[Tensor, "*shape"]) -> Tensor
     shape = tuple(x.shape) if isinstance(x, Tensor) else ()
     if shape not in ((), tuple(logp.shape)):
         raise ValueError(f"{name} has shape {shape} but logp has {tuple(logp.shape)}; pass equal shapes or one number")
-    return widest(
-        torch.as_tensor(x, dtype=None if isinstance(x, Tensor) else torch.float64, device=logp.device)
-    ).detach()
+    constant = torch.as_tensor(x, dtype=None if isinstance(x, Tensor) else torch.float64, device=logp.device)
+    return widest(constant.detach()).expand(logp.shape)
 
 
 class Terms(NamedTuple):
@@ -71,8 +70,8 @@ def terms(
     """
     check_number("beta", beta, 0.0, math.inf, "[)")
     log_w, log_v, log_u = log_ratios(logp, logp_old, logp_ref)
-    mass = per_sample("log_mass_old", log_mass_old, logp).exp()
-    return Terms(mass, per_sample("advantage", advantage, logp), log_w, log_v, log_u.exp(), resolve(divergence))
+    mass = per_sample(logp, log_mass_old, "log_mass_old").exp()
+    return Terms(mass, per_sample(logp, advantage, "advantage"), log_w, log_v, log_u.exp(), resolve(divergence))
 
 
 def weight(

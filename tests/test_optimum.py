@@ -1,0 +1,277 @@
+"""Where the penalised objective is largest, and what a moving reference composes to (PAPER §9).
+
+J(π) = Σ π R − β Σ r f(π/r) is largest over all policies where R − β f′(v) is one number λ, v = π/r. The inverses of f′
+below are by hand; gradients are the NumPy oracle's and those of the losses as shipped, off-policy.
+"""
+
+import numpy as np
+import numpy_oracle
+import pytest
+import torch
+from hypothesis import assume, given
+from hypothesis import strategies as st
+from numpy_oracle import DIVERGENCE, bandit_objective
+from strategies import DIVERGENCE_NAMES, Bandit, bandits, divergence_names, floats
+
+from rpg_ref import differentiable_loss, reinforce_loss
+
+# At 0.04 a reward of 3 is 75 nats; at 1e-4 the optimum would underflow.
+optimum_betas = st.sampled_from([0.04, 0.5, 1.0, 3.0])
+CURVATURE = dict(zip(DIVERGENCE_NAMES, (1, 1, 1, 1, 2, 0.25, 2), strict=True))
+"""f″(1)."""
+
+
+def inverse_jeffreys(y):
+    """v with log v + 1 − 1/v = y, by Newton's method on log v from its left, where it only ever rises."""
+    x = np.where(y < 0, -np.log(np.maximum(1 - y, 1)), np.maximum(y - 1, 0))
+    for _ in range(7):
+        x = x - (x + 1 - np.exp(-x) - y) / (1 + np.exp(-x))
+    return np.exp(x)
+
+
+# f′ and its inverse. That of χ² is cut at v = 0: f′(0) = −2 is finite, so an arm may be given up.
+SLOPE = {
+    "fkl": (lambda v: -1 / v, lambda y: -1 / y),
+    "ufkl": (lambda v: 1 - 1 / v, lambda y: 1 / (1 - y)),
+    "rkl": (lambda v: np.log(v) + 1, lambda y: np.exp(y - 1)),
+    "urkl": (np.log, np.exp),
+    "jeffreys": (lambda v: np.log(v) + 1 - 1 / v, inverse_jeffreys),
+    "js": (lambda v: np.log(2 * v / (1 + v)) / 2, lambda y: np.exp(2 * y) / (2 - np.exp(2 * y))),
+    "chi2": (lambda v: 2 * (v - 1), lambda y: np.maximum(1 + y / 2, 0)),
+}
+
+
+def optimum(name, reward, ref, beta):
+    """π* and λ; v of the best arm is bisected between 1/Σr, since it is the largest v, and 1/r, since π ≤ 1."""
+    slope, inverse = SLOPE[name]
+    best = reward.argmax()
+
+    def policy(log_v):
+        return ref * inverse(slope(np.exp(log_v)) - (reward[best] - reward) / beta)
+
+    low, high = -np.log(ref.sum()), -np.log(ref[best])
+    for _ in range(60):
+        middle = (low + high) / 2
+        low, high = (low, middle) if policy(middle).sum() > 1 else (middle, high)
+    p = policy(low)
+    return p / p.sum(), reward[best] - beta * slope(np.exp(low))
+
+
+def reference(bandit: Bandit):
+    """A measure of any mass."""
+    return numpy_oracle.softmax(bandit.old) if bandit.ref is None else np.exp(bandit.ref)
+
+
+def ascent(loss, p, q, reward, name, beta, ref):
+    """−∇ of the expected loss at samples of q, in the logits of p."""
+    leaf = torch.tensor(np.log(p), requires_grad=True)
+    log_q, log_r = torch.tensor(np.log(q)), torch.tensor(np.log(ref))
+    value = loss(leaf.log_softmax(-1), log_q, torch.tensor(reward), name, float(beta), logp_ref=log_r)
+    return -torch.autograd.grad((log_q.exp() * value).sum(), leaf)[0].numpy()
+
+
+def gradients(name, p, q, reward, ref, beta):
+    exact = numpy_oracle.gradient(bandit_objective(name, beta, reward, ref), np.log(p))
+    return [exact, *(ascent(loss, p, q, reward, name, beta, ref) for loss in (differentiable_loss, reinforce_loss))]
+
+
+# The closed form -----------------------------------------------------------------------------------------------------
+
+LOG = np.log
+# β f′(3/2) and β f′(1/2) at β = 1: with these rewards the optimum from (½, ½) is (¾, ¼).
+REWARD = {
+    "fkl": (-2 / 3, -2),
+    "ufkl": (1 / 3, -1),
+    "rkl": (LOG(1.5), LOG(0.5)),
+    "urkl": (LOG(1.5), LOG(0.5)),
+    "jeffreys": (LOG(1.5) + 1 / 3, LOG(0.5) - 1),
+    "js": (LOG(6 / 5) / 2, LOG(2 / 3) / 2),
+    "chi2": (1, -1),
+}
+
+
+@pytest.mark.parametrize("beta", [1.0, 0.1])
+@pytest.mark.parametrize("name", DIVERGENCE_NAMES)
+def test_three_to_one_is_where_each_row_comes_to_rest(name, beta):
+    """And where no other does: the same reward at β/2 still pulls."""
+    reward, half, p = beta * np.array(REWARD[name], float), np.full(2, 0.5), np.array([0.75, 0.25])
+    found, lagrange = optimum(name, reward + 7, half, beta)
+    assert np.abs(found - p).max() < 1e-14
+    assert lagrange == pytest.approx(7 - beta * (name == "rkl"), abs=1e-14)
+    q = np.array([0.3, 0.7])
+    for g in gradients(name, p, q, reward, half, beta):
+        assert np.abs(g).max() < 1e-15
+    for g in gradients(name, p, q, reward, half, beta / 2):
+        assert g[0] > 1e-2 * beta
+
+
+def test_reverse_kl_tilts_the_reference_by_the_exponential_of_the_reward():
+    """r = (½, ¼, ¼) and exp(R/β) = (1, 2, 4): π* = (¼, ¼, ½), J(π*) = β log E_r exp(R/β) = β log 2."""
+    ref, reward, beta = np.array([0.5, 0.25, 0.25]), 0.3 * LOG([1, 2, 4]), 0.3
+    p, _ = optimum("rkl", reward, ref, beta)
+    assert np.abs(p - [0.25, 0.25, 0.5]).max() < 1e-15
+    J = bandit_objective("rkl", beta, reward, ref)
+    assert J(LOG(p)) == pytest.approx(beta * LOG(2), rel=1e-14)
+    # π = (½, ½, 0+): KL(π‖π*) = log 2.
+    assert J(LOG(p)) - J(np.array([0, 0, -60])) == pytest.approx(beta * LOG(2), rel=1e-14)
+
+
+def test_forward_kl_divides_by_the_distance_to_lambda():
+    """r = (½, ½), β = 3, R = ±2: λ = (β + √(β² + 4·2²))/2 = 4, π* = 3·½/(4 ∓ 2) = (¾, ¼)."""
+    p, lagrange = optimum("fkl", np.array([2.0, -2.0]), np.full(2, 0.5), 3.0)
+    assert lagrange == pytest.approx(4, rel=1e-14) and p == pytest.approx([0.75, 0.25], rel=1e-14)
+
+
+@given(bandit=bandits(), name=divergence_names, beta=optimum_betas)
+def test_nothing_moves_at_the_optimum_wherever_the_samples_come_from(bandit: Bandit, name, beta):
+    ref, q = reference(bandit), numpy_oracle.softmax(bandit.old)
+    p, _ = optimum(name, bandit.reward, ref, beta)
+    assume(p.min() > 1e-8 or name != "chi2")
+    # What cancels: π R and β π f′(v), both summed over arms.
+    size = 1 + (p * (np.abs(bandit.reward) + beta * np.abs(SLOPE[name][0](p / ref)))).sum()
+    for g in gradients(name, p, q, bandit.reward, ref, beta):
+        assert np.abs(g).max() < 1e-12 * size
+
+
+def test_chi_squared_gives_an_arm_up_and_the_gradient_never_rests():
+    """R = ±3 at β = 1 asks for v = 1 ± 3/2: the second arm is left, and J only rises on the way there."""
+    reward, half = np.array([3.0, -3.0]), np.full(2, 0.5)
+    assert optimum("chi2", reward, half, 1.0)[0] == pytest.approx([1, 0], abs=1e-15)
+    for worst in (0.5, 0.1, 1e-3, 1e-6):
+        for g in gradients("chi2", np.array([1 - worst, worst]), half, reward, half, 1.0):
+            assert g[0] > worst
+
+
+# How far below the optimum any other policy is -----------------------------------------------------------------------
+
+
+def ukl(p, s):
+    return np.sum(p * np.log(p / s) - p + s)
+
+
+def itakura_saito(p, s, r):
+    return np.sum(r * (p / s - 1 - np.log(p / s)))
+
+
+# J(π*) − J(π) = β Σ r·(f(v) − f(v*) − f′(v*)(v − v*)), f's Bregman divergence, for π = p and π* = s.
+GAP = {
+    "fkl": itakura_saito,
+    "ufkl": itakura_saito,
+    "rkl": lambda p, s, r: DIVERGENCE["rkl"](p, s),
+    "urkl": lambda p, s, r: DIVERGENCE["rkl"](p, s),
+    "jeffreys": lambda p, s, r: ukl(p, s) + itakura_saito(p, s, r),
+    "js": lambda p, s, r: (ukl(p, s) - ukl(p + r, s + r)) / 2,
+    "chi2": lambda p, s, r: np.sum((p - s) ** 2 / r),
+}
+
+
+@given(bandit=bandits(), name=divergence_names, beta=optimum_betas)
+def test_the_gap_to_the_optimum_is_beta_times_a_divergence_from_it(bandit: Bandit, name, beta):
+    """For the reverse KL J(π*) − J(π) = β KL(π‖π*); for χ² it is χ² again, for the forward KL Itakura and Saito's."""
+    ref, p = reference(bandit), numpy_oracle.softmax(bandit.logits)
+    best, _ = optimum(name, bandit.reward, ref, beta)
+    assume(best.min() > 0)
+    assume(best.min() > 1e-8 or name != "chi2")
+    J = bandit_objective(name, beta, bandit.reward, ref)
+    found, expected = J(np.log(best)) - J(np.log(p)), beta * GAP[name](p, best, ref)
+    size = 1 + beta * (DIVERGENCE[name](p, ref) + DIVERGENCE[name](best, ref) + ref.sum()) + abs(expected)
+    assert abs(found - expected) < 1e-11 * size
+    assert found > -1e-11 * size
+
+
+def test_the_gap_is_kl_to_the_optimum_and_not_from_it():
+    ref, reward, p = np.full(3, 1 / 3), np.array([1.0, 0.0, -1.0]), np.array([0.2, 0.2, 0.6])
+    best, _ = optimum("rkl", reward, ref, 0.5)
+    J = bandit_objective("rkl", 0.5, reward, ref)
+    gap = J(LOG(best)) - J(LOG(p))
+    assert gap == pytest.approx(0.5 * DIVERGENCE["rkl"](p, best), rel=1e-13)
+    assert abs(gap - 0.5 * DIVERGENCE["rkl"](best, p)) > 0.1
+
+
+# A moving reference --------------------------------------------------------------------------------------------------
+
+
+def iterate(name, reward, ref, beta, steps):
+    """The reference becomes the exact optimum, ``steps`` times; also every λ."""
+    lagrange = []
+    for _ in range(steps):
+        ref, x = optimum(name, reward, ref, beta)
+        lagrange.append(x)
+    return ref, lagrange
+
+
+@given(bandit=bandits(), beta=optimum_betas, steps=st.integers(1, 5), name=st.sampled_from(["rkl", "urkl"]))
+def test_k_reverse_kl_optima_at_k_beta_are_one_at_beta(bandit: Bandit, beta, steps, name):
+    """So the loss with the first reference and β itself is at rest after k inner optima at kβ."""
+    ref, q = reference(bandit), numpy_oracle.softmax(bandit.old)
+    p, _ = iterate(name, bandit.reward, ref, steps * beta, steps)
+    one, _ = optimum(name, bandit.reward, ref, beta)
+    assert np.abs(p / one - 1).max() < 1e-11
+    size = 1 + (p * (np.abs(bandit.reward) + beta * np.abs(1 + np.log(p / ref)))).sum()
+    for g in gradients(name, p, q, bandit.reward, ref, beta):
+        assert np.abs(g).max() < 1e-11 * size
+
+
+@pytest.mark.parametrize("name", DIVERGENCE_NAMES)
+def test_only_the_reverse_kl_composes(name):
+    ref, reward = np.array([0.5, 0.3, 0.2]), np.array([-0.4, 0.1, 0.5])
+    two, one = iterate(name, reward, ref, 2.0, 2)[0], optimum(name, reward, ref, 1.0)[0]
+    away = np.abs(two - one).max()
+    assert away < 1e-14 if name in ("rkl", "urkl") else away > 1e-3
+    rest = ascent(differentiable_loss, two, ref, reward, name, 1.0, ref)
+    assert np.abs(rest).max() < 1e-14 if name in ("rkl", "urkl") else np.abs(rest).max() > 1e-3
+
+
+@given(bandit=bandits(), beta=st.sampled_from([0.5, 1.0, 3.0]))
+def test_two_forward_kl_optima_at_two_beta_are_one_at_beta_for_another_reward(bandit: Bandit, beta):
+    """r/p₂ = (λ₁ − R)(λ₂ − R)/(2β)² is of degree two in R: the optimum for ((λ₁ + λ₂)R − R²)/(4β), rising with R."""
+    ref, R = reference(bandit), bandit.reward
+    p, (first, second) = iterate("fkl", R, ref, 2 * beta, 2)
+    assert np.abs(p * (first - R) * (second - R) / (4 * beta**2 * ref) - 1).max() < 1e-9
+    bent = ((first + second) * R - R**2) / (4 * beta)
+    one, _ = optimum("fkl", bent, ref, beta)
+    size = 1 + np.abs(bent).max() / beta
+    assert np.abs(p - one).max() < 1e-10 * size
+    order = np.argsort(R)
+    assert (np.diff(bent[order]) >= -1e-14 * size).all()
+
+
+@pytest.mark.parametrize(("common", "sign"), [(0.5, -1), (0.01, 1)])
+def test_one_forward_kl_optimum_is_tamer_than_many_unless_the_best_arm_is_rare(common, sign):
+    """Log-odds gained, against R/β's: −⅔(δ/β)³·2 of them are missing at r = (½, ½), R = ±δ; a rare arm gains more."""
+    ref, reward = np.array([common, 1 - common]), np.array([0.3, -0.3])
+    gained = {k: np.diff(-LOG(iterate("fkl", reward, ref, float(k), k)[0] / ref))[0] for k in (1, 2, 4, 8)}
+    away = [sign * (gained[k] - 0.6) for k in (1, 2, 4, 8)]
+    assert away == sorted(away, reverse=True) and away[-1] > 0
+    if common == 0.5:
+        root = (1 + np.sqrt(1 + 4 * 0.09)) / 2
+        assert gained[1] == pytest.approx(2 * np.arctanh(0.3 / root), rel=1e-13)
+
+
+@pytest.mark.parametrize("name", DIVERGENCE_NAMES)
+def test_many_small_steps_of_any_row_reach_the_reverse_kl_optimum(name):
+    """k optima at kβ/f″(1) approach r·exp(R/β), and the error halves as k doubles: only the curvature at 1 is left."""
+    ref, reward, beta = np.array([0.5, 0.3, 0.2]), np.array([-0.4, 0.1, 0.5]), 0.8
+    limit = optimum("rkl", reward, ref, beta)[0]
+    errors = [np.abs(iterate(name, reward, ref, k * beta / CURVATURE[name], k)[0] - limit).max() for k in (16, 32, 64)]
+    if name in ("rkl", "urkl"):
+        assert max(errors) < 1e-14
+    else:
+        assert np.divide(errors[:-1], errors[1:]) == pytest.approx(2, rel=0.05)
+
+
+@given(
+    reward=floats(3, st.floats(-0.5, 0.5)),
+    logits=floats(3, st.floats(-2.0, 2.0)),
+    name=divergence_names,
+    steps=st.sampled_from([4, 8]),
+)
+def test_k_steps_of_any_row_are_that_near_to_the_reverse_kl_optimum(reward, logits, name, steps):
+    """Log-odds lie within k·E(spread/kβ) = O(1/k), E what a straight line misses of log (f′)⁻¹, convex or concave."""
+    ref, curvature, (slope, inverse) = numpy_oracle.softmax(logits), CURVATURE[name], SLOPE[name]
+    p, _ = iterate(name, reward, ref, steps / curvature, steps)
+    away = np.ptp(np.log(p / ref) - reward)
+    x = np.ptp(reward) / steps * np.array([-1, 1])
+    bound = steps * np.abs(np.log(inverse(slope(1.0) + curvature * x)) - x).max()
+    assert away <= bound + 1e-12
+    assert bound < 0.5
