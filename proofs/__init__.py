@@ -6,42 +6,92 @@ Source: arXiv 2505.17508; each module names its proposition.
 """
 
 from proofs import (
+    aggregation,
+    algorithm_1_as_printed,
     baseline,
+    clip_bias,
+    clip_region,
     control_variate,
+    control_variate_variance,
     curvature,
     divergence_table,
+    group_advantages,
     grpo_mismatch,
+    grpo_penalty,
+    iterated_reference,
     k3_identity,
     kl_estimators,
+    length_normalisation,
+    levels,
+    mass_gradient,
+    monte_carlo_rate,
     natural_gradient,
+    no_kl,
+    nonnegativity,
     one_idea,
+    optimum,
+    prefix_variance,
     prop_2_1,
     prop_3_2_ufkl,
     prop_3_6_urkl,
     prop_e_1_fkl,
     prop_e_3_rkl,
+    regularised_advantage,
     reinforce,
+    released_code,
+    sampler_correction,
+    softmax_fisher,
     unnormalised_anchor,
+    zero_avoiding,
 )
 
 CLAIMS = {
     claim.id: claim
     for claim in (
+        # One idea
         prop_2_1.CLAIM,
         baseline.CLAIM,
         one_idea.CLAIM,
+        regularised_advantage.CLAIM,
         divergence_table.CLAIM,
+        # What a divergence is
+        nonnegativity.CLAIM,
+        zero_avoiding.CLAIM,
         k3_identity.CLAIM,
         control_variate.CLAIM,
+        control_variate_variance.CLAIM,
+        mass_gradient.CLAIM,
+        unnormalised_anchor.CLAIM,
+        # The paper's gradients and losses
         prop_3_2_ufkl.CLAIM,
         prop_3_6_urkl.CLAIM,
         prop_e_1_fkl.CLAIM,
         prop_e_3_rkl.CLAIM,
         *reinforce.CLAIMS,
+        # Estimators of a KL in a loss or a reward
         *grpo_mismatch.CLAIMS,
-        kl_estimators.CLAIM,
-        unnormalised_anchor.CLAIM,
+        grpo_penalty.CLAIM,
+        *kl_estimators.CLAIMS,
+        no_kl.CLAIM,
+        # Near the anchor, and at the optimum
         curvature.CLAIM,
         natural_gradient.CLAIM,
+        softmax_fisher.CLAIM,
+        optimum.CLAIM,
+        iterated_reference.CLAIM,
+        # Clipping
+        clip_region.CLAIM,
+        clip_bias.CLAIM,
+        algorithm_1_as_printed.CLAIM,
+        # Samples, groups, lengths
+        monte_carlo_rate.CLAIM,
+        sampler_correction.CLAIM,
+        *group_advantages.CLAIMS,
+        aggregation.CLAIM,
+        length_normalisation.CLAIM,
+        *levels.CLAIMS,
+        prefix_variance.CLAIM,
+        # Code that others run
+        released_code.CLAIM,
     )
 }

@@ -117,8 +117,12 @@ def _interval(number: sp.Expr) -> iv.mpf:
     return _ENCLOSURES.get(number.func, _anything)(*parts)
 
 
+def _power(base: iv.mpf, exponent: iv.mpf) -> iv.mpf:
+    return iv.exp(exponent * iv.log(base)) if base.a > 0 else _anything()
+
+
 def _anything(*_: iv.mpf) -> iv.mpf:
     return iv.mpf(["-inf", "inf"])  # a function without a known enclosure decides nothing
 
 
-_ENCLOSURES = {sp.Add: lambda *a: sum(a), sp.Mul: lambda *a: prod(a), sp.log: iv.log, sp.exp: iv.exp}
+_ENCLOSURES = {sp.Add: lambda *a: sum(a), sp.Mul: lambda *a: prod(a), sp.Pow: _power, sp.log: iv.log, sp.exp: iv.exp}

@@ -4,6 +4,7 @@ A *setting* turns an integrand, written about one outcome, into a number:
 
     pointwise   the integrand itself; every policy has any mass
     finite      the sum over three outcomes with arbitrary smooth probabilities
+    group       the sum over tuples of such outcomes: independent samples
     gaussian    the integral over the real line: Gaussian policies, a general quadratic reward
 
 A pointwise identity survives every sum or integral that may be differentiated under its sign; the other two settings
@@ -12,15 +13,19 @@ do the sum, and know that probabilities add up to one.
 Source: arXiv 2505.17508, §3 (expectations under a π_old of mass Z_old) and §4 (stop-gradient).
 """
 
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Mapping, Sequence
 from functools import cache, partial
+from itertools import product
+from math import prod
 
 import sympy as sp
 
-from proofs.symbols import RATIOS, A, R, Z, g, p, payoff, policy, q_tilde, r, score, theta, theta_frozen
+from proofs.symbols import RATIOS, A, R, Z, g, p, payoff, policy, q_tilde, r, s, score, theta, theta_frozen
 
 Setting = Callable[[sp.Expr], sp.Expr]
+Sample = Setting  # one outcome drawn: from an integrand to its value there
 Equation = tuple[sp.Expr, sp.Expr]  # left- and right-hand side
+OUTCOMES = range(3)
 
 
 def stop_gradient(expression: sp.Expr) -> sp.Expr:
@@ -41,34 +46,64 @@ def expectation_old(per_sample: sp.Expr) -> sp.Expr:
     return Z * q_tilde * per_sample
 
 
+def on_policy(off_policy: sp.Expr) -> sp.Expr:
+    """Return the integrand where π_old is π_θ: the same probabilities, which a gradient does not see.
+
+    Source: ours; samples already drawn are fixed.
+    """
+    return pointwise(off_policy).xreplace({q_tilde: stop_gradient(p) / Z})
+
+
 def pointwise(integrand: sp.Expr) -> sp.Expr:
     """Return the integrand with its ratios written as densities. Source: arXiv 2505.17508, §2."""
     return integrand.xreplace(RATIOS)
 
 
-def finite(integrand: sp.Expr, *, normalised: bool = True) -> sp.Expr:
-    """Return the sum over three outcomes, R, A, g and π_ref arbitrary at each.
+@cache
+def at_outcome(x: int, integrand: sp.Expr, *, normalised: bool = True) -> sp.Expr:
+    """Return the integrand at outcome x of three, R, A, g and π_ref arbitrary at each.
 
     π_θ is any smooth curve of positive probabilities, given by its odds a against the last outcome; where not
-    `normalised` it also has a mass M(θ). π̃_old, given by its odds b, sums to one. Source: arXiv 2505.17508, §2.
+    `normalised` it also has a mass M(θ). π̃_old and π_sampler, given by their odds b and c, sum to one.
+    Source: arXiv 2505.17508, §2.
     """
     a1, a2 = sp.Function("a1", positive=True), sp.Function("a2", positive=True)
-    b1, b2 = sp.symbols("b1 b2", positive=True)
+    b1, b2, c1, c2 = sp.symbols("b1 b2 c1 c2", positive=True)
 
-    def probability(x: int, t: sp.Expr) -> sp.Expr:
+    def probability(t: sp.Expr) -> sp.Expr:
         return _mass(t, normalised) * (a1(t), a2(t), 1)[x] / (a1(t) + a2(t) + 1)
 
-    total = sp.S.Zero
-    for x in range(3):
-        values = {
-            q_tilde: (b1, b2, 1)[x] / (b1 + b2 + 1),
-            r: sp.Symbol(f"r{x}", positive=True),
-            R: sp.Symbol(f"R{x}", real=True),
-            A: sp.Symbol(f"A{x}", real=True),
-        }
-        at_x = pointwise(integrand).replace(policy, partial(probability, x)).replace(payoff, sp.Function(f"g{x}"))
-        total += at_x.xreplace(values).doit()
-    return total
+    values = {
+        q_tilde: (b1, b2, 1)[x] / (b1 + b2 + 1),
+        s: (c1, c2, 1)[x] / (c1 + c2 + 1),
+        r: sp.Symbol(f"r{x}", positive=True),
+        R: sp.Symbol(f"R{x}", real=True),
+        A: sp.Symbol(f"A{x}", real=True),
+    }
+    at_x = pointwise(integrand).replace(policy, probability).replace(payoff, sp.Function(f"g{x}"))
+    return at_x.xreplace(values).doit()
+
+
+def finite(integrand: sp.Expr, *, normalised: bool = True) -> sp.Expr:
+    """Return the sum over the three outcomes of `at_outcome`. Source: arXiv 2505.17508, §2."""
+    return sum((at_outcome(x, integrand, normalised=normalised) for x in OUTCOMES), sp.S.Zero)
+
+
+def group(size: int, estimate: Callable[[Sequence[Sample]], sp.Expr], *, density: sp.Expr = p) -> sp.Expr:
+    """Return the expectation of an estimate from `size` independent samples, by enumerating every tuple of outcomes.
+
+    Args:
+        size: G, how many samples.
+        estimate: given the samples, each a function from an integrand to its value there.
+        density: what the samples are drawn from, normalised.
+
+    Returns:
+        The expectation.
+
+    Source: arXiv 2505.17508, §5 (groups of responses to one prompt).
+    """
+    samples = [partial(at_outcome, x) for x in OUTCOMES]
+    return sum(prod(at(density) for at in drawn) * estimate(drawn) for drawn in product(samples, repeat=size))
 
 
 def gaussian(integrand: sp.Expr, *, normalised: bool = True) -> sp.Expr:

@@ -53,7 +53,13 @@ CLAIMS = (
             for name, setting in {"pointwise": pointwise, "finite": finite}.items()
         },
         near_misses=lambda: _near_misses(
-            OFF_POLICY, {"KL(π_ref‖π_θ)": kl(r, p), "KL(π_θ‖π_ref)": kl(p, r), "KL(π_old‖π_θ)": kl(q, p)}
+            OFF_POLICY,
+            {
+                "KL(π_ref‖π_θ)": kl(r, p),
+                "KL(π_θ‖π_ref)": kl(p, r),
+                "KL(π_old‖π_θ)": kl(q, p),
+                "KL(π_θ‖π_old)": kl(p, q),
+            },
         ),
     ),
     Claim(

@@ -7,12 +7,22 @@ from sympy import log
 
 from proofs.certificate import Claim
 from proofs.definitions import kl
-from proofs.expectations import policy_gradient, wrong_losses, wrong_weights
+from proofs.expectations import (
+    PROPOSITION,
+    expectation_old,
+    finite,
+    gradient,
+    policy_gradient,
+    wrong_losses,
+    wrong_weights,
+)
 from proofs.symbols import R, Z, beta, p, q, w
 
 OBJECTIVE = p * R - beta * kl(q, p)
 WEIGHT = w * R + beta
 LOSS = -w * R - beta * log(p)
+NO_REWARD = OBJECTIVE.subs(R, 0)
+LOG_LIKELIHOOD = beta * expectation_old(log(p))  # of the samples that π_old drew
 
 CLAIM = Claim(
     id="prop_e_1_fkl",
@@ -20,7 +30,10 @@ CLAIM = Claim(
     source="arXiv 2505.17508, Prop. E.1, Remark E.2",
     identities=lambda: {
         **policy_gradient(OBJECTIVE, WEIGHT, {"loss": LOSS}),
-        "R = 0: maximum likelihood": (LOSS.subs(R, 0), -beta * log(p)),
+        **{
+            f"{name}: R = 0, maximum likelihood": (gradient(setting, NO_REWARD), gradient(setting, LOG_LIKELIHOOD))
+            for name, setting in PROPOSITION.items()
+        },
     },
     near_misses=lambda: {
         **wrong_weights(
@@ -32,6 +45,7 @@ CLAIM = Claim(
                 "mean over π̃_old for E_old": WEIGHT / Z,
             },
         ),
+        "R = 0: likelihood of samples of π_θ": (gradient(finite, NO_REWARD), gradient(finite, beta * p * log(p))),
         **wrong_losses(
             OBJECTIVE,
             {

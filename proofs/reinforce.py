@@ -22,14 +22,15 @@ def reinforce_loss(weight: sp.Expr) -> sp.Expr:
 
 def _claim(divergence: str, differentiable: ModuleType) -> Claim:
     objective, weight = differentiable.OBJECTIVE, differentiable.WEIGHT
-    losses = (reinforce_loss(weight), differentiable.LOSS)
+    loss = reinforce_loss(weight)
     return Claim(
         id=f"reinforce_{divergence}",
-        statement=f"−E_old[SG(weight)·log π_θ] has the gradient of {differentiable.CLAIM.id}",
-        source="arXiv 2505.17508, Props 4.1, F.1, F.3–F.5",
+        statement=f"−E_old[SG(weight)·log π_θ] has the gradient −∇J of {differentiable.CLAIM.id}, and of its loss",
+        source="arXiv 2505.17508, one of Props 4.1, F.1, F.3–F.5",
         identities=lambda: {
-            name: tuple(gradient(setting, expectation_old(loss)) for loss in losses)
+            f"{name}: {what}": (gradient(setting, expectation_old(loss)), gradient(setting, other))
             for name, setting in PROPOSITION.items()
+            for what, other in {"−∇J": -objective, "loss": expectation_old(differentiable.LOSS)}.items()
         },
         near_misses=lambda: wrong_losses(
             objective,

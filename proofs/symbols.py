@@ -17,6 +17,7 @@ p = policy(theta)  # π_θ(x)
 q_tilde, r = sp.symbols("q_tilde r", positive=True)  # π̃_old(x), which is normalised; π_ref(x), which need not be
 Z = sp.Symbol("Z", positive=True)  # Z_old, the mass of π_old
 q = Z * q_tilde  # π_old(x)
+s = sp.Symbol("s", positive=True)  # π_sampler(x), which drew the samples where that was not π_old; normalised
 score = sp.log(p).diff(theta)  # ∇log π_θ(x)
 
 w, u, v = sp.symbols("w u v", positive=True)  # π_θ/π_old, π_ref/π_old, π_θ/π_ref = w/u
