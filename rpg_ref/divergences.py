@@ -40,10 +40,9 @@ def f_urkl(d: Tensor) -> Tensor:
     return torch.where(near, small.exp() * phi(-small), large.exp() * (large - 1) + 1)
 
 
-def f_jeffreys(d: Tensor) -> Tensor:
-    """Return (v − 1)·log v; below −1 not by expm1, whose derivative expm1(d) + 1 loses v there."""
-    near, far = d.clamp(min=-1.0), d.clamp(max=-1.0)
-    return torch.where(d > -1, near * near.expm1(), far * (far.exp() - 1))
+def v_minus_1(d: Tensor) -> Tensor:
+    """Return v − 1 to differentiate: below −1 not as expm1, whose derivative expm1(d) + 1 loses v there."""
+    return torch.where(d > -1, d.expm1(), d.clamp(max=-1.0).exp() - 1)
 
 
 def f_js(d: Tensor) -> Tensor:
@@ -76,14 +75,14 @@ def _row(
 
 # fmt: off
 DIVERGENCES: Table[Divergence] = Table("divergence", dict([
-    #    name        history      f(v), with d = log v       slope = v·f′(v)                      of the paper
-    _row("fkl",      "reference", lambda d: -d,              lambda d: -torch.ones_like(d)),      # Prop E.1
-    _row("ufkl",     "reference", phi,                       torch.expm1),                        # Prop 3.2
-    _row("rkl",      "current",   lambda d: d * d.exp(),     lambda d: (d + 1) * d.exp()),        # Prop E.3
-    _row("urkl",     "current",   f_urkl,                    lambda d: d * d.exp()),              # Prop 3.6
-    _row("jeffreys", None,        f_jeffreys,                lambda d: d * d.exp() + d.expm1()),
-    _row("js",       None,        f_js,                      slope_js),
-    _row("chi2",     None,        lambda d: d.expm1() ** 2,  lambda d: 2 * d.exp() * d.expm1()),
+    #    name        history      f(v), with d = log v          slope = v·f′(v)                      of the paper
+    _row("fkl",      "reference", lambda d: -d,                 lambda d: -torch.ones_like(d)),      # Prop E.1
+    _row("ufkl",     "reference", phi,                          torch.expm1),                        # Prop 3.2
+    _row("rkl",      "current",   lambda d: d * d.exp(),        lambda d: (d + 1) * d.exp()),        # Prop E.3
+    _row("urkl",     "current",   f_urkl,                       lambda d: d * d.exp()),              # Prop 3.6
+    _row("jeffreys", None,        lambda d: d * v_minus_1(d),   lambda d: d * d.exp() + d.expm1()),
+    _row("js",       None,        f_js,                         slope_js),
+    _row("chi2",     None,        lambda d: v_minus_1(d) ** 2,  lambda d: 2 * d.exp() * d.expm1()),
 ]))
 # fmt: on
 
