@@ -4,13 +4,16 @@ VENV   := .venv
 PY     := $(VENV)/bin/python
 READY  := $(VENV)/.ready
 
-.PHONY: train test nightly mutants slow verify ledger proofs lint types clean
+.PHONY: train test coverage nightly mutants slow verify ledger proofs lint types clean
 
 train: $(READY)      ## train a small policy with the verified core (two minutes on two cores); make train ARGS="--seed 1"
 	$(PY) -m train run train/presets/cpu_tiny.toml $(ARGS)
 
 test: $(READY)       ## property tests, exact-gradient tests and every symbolic proof
 	$(PY) -m pytest -n 2
+
+coverage: $(READY)   ## every branch of rpg_ref is run by a test
+	$(PY) -m pytest -n 2 --cov=rpg_ref --cov-branch --cov-report=term-missing:skip-covered --cov-fail-under=100
 
 nightly: $(READY)    ## every property with 5,000 random examples
 	HYPOTHESIS_PROFILE=nightly $(PY) -m pytest -n 2

@@ -31,6 +31,7 @@ PIPELINE = [
     "audit.oracle",
     "audit.identify",
     "recipes",
+    "ledger",
     "verify",
     "cli",
 ]

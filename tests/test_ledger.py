@@ -1,0 +1,118 @@
+"""The ledger: no empty cell, no name that does not resolve, nothing proved that it does not hold."""
+
+import ast
+import re
+from dataclasses import fields
+from functools import cache
+from pathlib import Path
+
+import pytest
+
+from proofs import CLAIMS
+from rpg_ref import DIVERGENCES, RECIPES
+from rpg_ref.cli import main
+from rpg_ref.ledger import LEDGER, Claim, about, explain, locate, page
+
+ROOT = Path(__file__).parents[1]
+ROWS = [pytest.param(claim, id=claim.id) for claim in LEDGER.values()]
+CELLS = [field.name for field in fields(Claim) if field.name != "about"]
+
+
+@cache
+def functions(path: str) -> dict[str, set[str]]:
+    """The test functions of a file, each with the names of its decorators."""
+    tree = ast.parse((ROOT / path).read_text())
+    found = {}
+    for node in tree.body:
+        if isinstance(node, ast.FunctionDef):
+            text = [ast.unparse(decorator) for decorator in node.decorator_list]
+            found[node.name] = {re.match(r"[\w.]+", line).group() for line in text}
+    return found
+
+
+@cache
+def anchors(path: str) -> set[str]:
+    """The slugs of a page's headings, as mkdocs and GitHub make them."""
+    headings = re.findall(r"^#+ (.+)$", (ROOT / path).read_text(), re.MULTILINE)
+    return {re.sub(r"[^\w\- ]", "", heading.lower()).strip().replace(" ", "-") for heading in headings}
+
+
+@pytest.mark.parametrize("claim", ROWS)
+def test_every_cell_is_filled_and_resolves(claim):
+    assert all(getattr(claim, cell).strip() for cell in CELLS)
+    assert claim.proof in CLAIMS
+    assert set(claim.about) <= RECIPES.keys() | DIVERGENCES.keys()
+    assert re.fullmatch(r"rpg_ref/[\w/]+\.py:\d+", locate(claim.code))
+    document, _, anchor = claim.docs.partition("#")
+    assert anchor in anchors(document), sorted(anchors(document))
+
+
+@pytest.mark.parametrize("claim", ROWS)
+def test_its_tests_exist_and_are_of_their_kind(claim):
+    """The property test draws its inputs, the exact test does not; neither is marked slow."""
+    for node, drawn in ((claim.exact, False), (claim.property, True)):
+        path, _, name = node.partition("::")
+        decorators = functions(path)[name]
+        assert ("given" in decorators) == drawn, node
+        assert "pytest.mark.slow" not in decorators
+
+
+@pytest.mark.parametrize("claim", ROWS)
+def test_a_statement_is_one_line_of_balanced_latex(claim):
+    assert claim.statement.count("{") == claim.statement.count("}") and "\n" not in claim.statement
+    assert claim.statement.count(r"\left") == claim.statement.count(r"\right")
+    assert not re.search(r"[^\x00-\x7f]|\$", claim.statement)
+
+
+def test_nothing_proved_is_left_out():
+    assert {claim.proof for claim in LEDGER.values()} == set(CLAIMS)
+
+
+def test_every_recipe_and_divergence_has_a_claim():
+    assert not [name for name in {r.name for r in RECIPES.values()} | DIVERGENCES.keys() if not about(name)]
+
+
+def test_no_name_means_two_things():
+    tables = (RECIPES.keys(), DIVERGENCES.keys(), LEDGER.keys())
+    assert sum(map(len, tables)) == len(set().union(*tables))
+
+
+def test_the_page_is_the_table():
+    assert (ROOT / "docs/ledger.md").read_text() == page() + "\n", "run `make ledger`"
+
+
+@pytest.mark.parametrize("name", [*RECIPES, *DIVERGENCES, *LEDGER])
+def test_explain_says_where_everything_is(name):
+    text = explain(name)
+    for path, line in re.findall(r"(rpg_ref/[\w/]+\.py):(\d+)", text):
+        code = (ROOT / path).read_text().splitlines()[int(line) - 1]
+        assert re.match(r'(def|class|@dataclass)\b|\s+("|_row\()', code), f"{path}:{line} is {code!r}"
+    assert "None" not in re.sub(r'"\w+", None', "", text)
+
+
+def test_explain_a_recipe():
+    text = explain("grpo")
+    assert "E[R] − 0.04·KL(ref‖π)" in text and "the gradient of no known objective" in text
+    assert "rpg_ref/ppo.py" in text and "(ppo:grpo_loss)" in text and "DualClip(low=0.2, high=0.2, dual=inf)" in text
+    assert "grpo_on_policy: claim" in text and "python -m proofs grpo_on_policy" in text
+    assert explain("rpg-urkl-clip") == explain("rpg-reinforce-urkl-clip")
+
+
+def test_explain_a_divergence():
+    text = explain("urkl")
+    assert '_row("urkl", "current", f_urkl, lambda d: d * d.exp())' in text and "grpo-corrected" in text
+    assert "no chain rule" in explain("js")
+
+
+def test_the_command(capsys):
+    assert main(["explain", "one_idea", "urkl"]) == 0
+    assert capsys.readouterr().out == f"{explain('one_idea')}\n\n{explain('urkl')}\n"
+    assert main(["explain"]) == 0
+    listed = capsys.readouterr().out.splitlines()
+    assert [line.split()[0] for line in listed] == list(LEDGER) and all(len(line.split()) > 1 for line in listed)
+
+
+def test_an_unknown_name_lists_the_nearest(capsys):
+    assert main(["explain", "prop_3_2"]) == 2
+    out, err = capsys.readouterr()
+    assert out == "" and err.count("\n") == 1 and "'prop_3_2'" in err and "prop_3_2_ufkl" in err
