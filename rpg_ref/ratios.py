@@ -124,11 +124,11 @@ def _each(keep: Bool[Tensor, "B T"]) -> Bool[Tensor, "B T"]:
 
 
 def _any(keep: Bool[Tensor, "B T"]) -> Bool[Tensor, "B 1"]:
-    return keep.any(-1, keepdim=True)
+    return keep.any(1, keepdim=True)
 
 
 def _mean(x: Float[Tensor, "B T"], keep: Bool[Tensor, "B T"]) -> Float[Tensor, "B 1"]:
-    return x.sum(-1, keepdim=True) / keep.sum(-1, keepdim=True).clamp(min=1)
+    return x.sum(1, keepdim=True) / keep.sum(1, keepdim=True).clamp(min=1)
 
 
 def _everywhere(advantage: Float[Tensor, "B 1"], keep: Bool[Tensor, "B T"]) -> Float[Tensor, "B 1"]:
@@ -136,16 +136,16 @@ def _everywhere(advantage: Float[Tensor, "B 1"], keep: Bool[Tensor, "B T"]) -> F
 
 
 def _at_the_end(advantage: Float[Tensor, "B 1"], keep: Bool[Tensor, "B T"]) -> Float[Tensor, "B T"]:
-    last = keep & (keep.cumsum(-1) == keep.sum(-1, keepdim=True))
+    last = keep & (keep.cumsum(1) == keep.sum(1, keepdim=True))
     return torch.where(last, advantage, 0.0)
 
 
 # fmt: off
 LEVELS: Table[Level] = Table("level", {
-    "token":     Level(lambda x, keep: x,                       _each, _everywhere, "token"),
-    "sequence":  Level(lambda x, keep: x.sum(-1, keepdim=True), _any,  _everywhere, "sequence"),
-    "prefix":    Level(lambda x, keep: x.cumsum(-1),            _each, _at_the_end, "sequence"),
-    "geometric": Level(_mean,                                   _any,  _everywhere, "sequence"),
+    "token":     Level(lambda x, keep: x,                      _each, _everywhere, "token"),
+    "sequence":  Level(lambda x, keep: x.sum(1, keepdim=True), _any,  _everywhere, "sequence"),
+    "prefix":    Level(lambda x, keep: x.cumsum(1),            _each, _at_the_end, "sequence"),
+    "geometric": Level(_mean,                                  _any,  _everywhere, "sequence"),
 })
 # fmt: on
 """What one sample is: a token, the response, the response up to a token (w_{1:t}), or the response by its geometric

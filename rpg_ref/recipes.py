@@ -195,7 +195,7 @@ class Recipe:
 
         per_sample = widest(advantages)
         if advantages.ndim == 1:
-            per_sample = level.reward(per_sample.unsqueeze(-1), keep)
+            per_sample = level.reward(per_sample[:, None], keep)
         A = torch.where(alive, per_sample, 0.0)
         batch = Batch(samples(logp), samples(logp_old), None if logp_ref is None else samples(logp_ref), A, alive)
         bounds = {name: x for name, x in (("clip", self.clip), ("bound", self.bound)) if x is not None}

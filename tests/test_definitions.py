@@ -11,7 +11,16 @@ from hypothesis import strategies as st
 from strategies import floats
 from torch.testing import assert_close
 
-from rpg_ref import DIVERGENCES, aggregate, clipped_loss, differentiable_loss, k3, token_logprobs
+from rpg_ref import (
+    DIVERGENCES,
+    DualClip,
+    aggregate,
+    clipped_loss,
+    differentiable_loss,
+    k3,
+    per_decision_loss,
+    token_logprobs,
+)
 
 F64 = torch.float64
 logits = floats(4, st.floats(-3.0, 3.0))
@@ -137,10 +146,34 @@ def test_what_a_token_counts(how):
 
 
 @pytest.mark.parametrize("sign", [1.0, -1.0])
-def test_beyond_the_clamp_nothing_moves_and_the_value_stays(sign):
-    """c = 10: from w = 10e on the loss of `rkl` is one number, and has no gradient; e⁸⁰⁰ itself overflows."""
+@pytest.mark.parametrize("clip", [DualClip(), DualClip(low=0.2, high=5.0, dual=2.0)])
+def test_beyond_the_clamp_nothing_moves_and_the_value_stays(clip, sign):
+    """From w = e·M on the loss of `rkl` is one number, the clamp's, and has no gradient; e⁸⁰⁰ itself overflows."""
+    M = max(1 + clip.high, clip.dual)
     logp = torch.full((3,), -900.0, dtype=F64, requires_grad=True)
-    old = logp.detach() - torch.tensor([math.log(10) + 1.0, 50.0, 800.0], dtype=F64)
-    loss = clipped_loss(logp, old, sign, "rkl", 0.1)
-    assert_close(loss, loss[:1].expand(3), rtol=1e-13, atol=0)
+    old = logp.detach() - torch.tensor([math.log(M) + 1.0, 50.0, 800.0], dtype=F64)
+    loss = clipped_loss(logp, old, sign, "rkl", 0.1, clip=clip)
+    C = -0.1 * math.e * M * (math.log(M) + 2)
+    weight = math.e * M * sign + C
+    w = 1 + clip.high if weight >= 0 else clip.dual
+    assert_close(loss.detach(), torch.full((3,), (w * sign + C) * 900, dtype=F64), rtol=1e-12, atol=0)
     assert torch.autograd.grad(loss.sum(), logp)[0].tolist() == [0.0, 0.0, 0.0]
+
+
+def test_the_clamp_is_beyond_the_wider_of_the_two_bounds():
+    """1 + ε2 = 6 above c = 2: a rising sample is live up to 6, also where log w is over log c + 1."""
+    w = torch.tensor([5.5, 5.9, 6.1], dtype=F64)
+    logp = torch.full((3,), -9.0, dtype=F64, requires_grad=True)
+    clip = DualClip(low=0.2, high=5.0, dual=2.0)
+    g = torch.autograd.grad(clipped_loss(logp, logp.detach() - w.log(), 1.0, "urkl", 0.0, clip=clip).sum(), logp)[0]
+    assert_close(g, torch.tensor([-5.5, -5.9, 0.0], dtype=F64))
+
+
+@pytest.mark.parametrize("shape", [(3,), (1, 3), (1, 1, 3)])
+def test_prefixes_run_along_the_last_axis(shape):
+    """w_t = (2, 3, ½), π_ref = π_old: rkl's penalties w_{1:t}·log w_t are 2 log 2, 6 log 3 and 3 log ½."""
+    w = torch.tensor([2.0, 3.0, 0.5], dtype=F64)
+    logp = torch.full(shape, -9.0, dtype=F64).cumsum(-1)
+    loss = per_decision_loss(logp, logp - w.log().cumsum(-1).expand(shape), 0.0, "rkl", 1.0)
+    expected = torch.tensor([2 * math.log(2), 6 * math.log(3), 3 * math.log(0.5)], dtype=F64)
+    assert_close(loss, expected.expand(shape), rtol=1e-12, atol=0)

@@ -5,14 +5,12 @@ import dataclasses
 import math
 import pickle
 
-import numpy as np
 import pytest
 import torch
 from hypothesis import given
 from hypothesis import strategies as st
-from hypothesis.extra.numpy import arrays
 from numpy_oracle import softmax
-from strategies import floats
+from strategies import batches, floats
 from torch.testing import assert_close
 
 from rpg_ref import (
@@ -20,7 +18,9 @@ from rpg_ref import (
     RECIPES,
     DualClip,
     Recipe,
+    WeightBound,
     aggregate,
+    bounded_loss,
     check_batch,
     clipped_loss,
     count,
@@ -30,22 +30,12 @@ from rpg_ref import (
 from rpg_ref.audit.objective import Objective
 
 NAMES = list(RECIPES)
-LEVELS = ["token", "sequence"]
-HOSTILE = [math.nan, math.inf, -math.inf, 1e30, 0.0]
+PENALTY_NAMES = ["fkl", "ufkl", "rkl", "urkl"]
+STYLES = ["rpg-{}", "rpg-reinforce-{}", "rpg-{}-prefix"]
+LEVELS = ["token", "sequence", "geometric"]
+"""Those that any loss can be used at; prefix has its own."""
 recipe_names = st.sampled_from(NAMES)
 aggregations = st.sampled_from(list(AGGREGATIONS))
-
-
-@st.composite
-def batches(draw, hostile=True):
-    """Log-probabilities [B, T] three times, advantages [B], a mask with at least one token, and what padding holds."""
-    shape = (draw(st.integers(1, 4)), draw(st.integers(1, 4)))
-    logps = [torch.tensor(-np.abs(draw(floats(shape, st.floats(0.01, 3.0))))) for _ in range(3)]
-    mask = draw(arrays(bool, shape))
-    mask[draw(st.integers(0, shape[0] - 1)), 0] = True
-    advantages = torch.tensor(draw(floats(shape[0], st.floats(-2.0, 2.0))))
-    padding = torch.tensor(draw(arrays(np.float64, (4, *shape), elements=st.sampled_from(HOSTILE))))
-    return logps, advantages, torch.tensor(mask), padding
 
 
 def evaluate(recipe: Recipe, logps, advantages, mask, **choices):
@@ -55,7 +45,8 @@ def evaluate(recipe: Recipe, logps, advantages, mask, **choices):
 
 
 def configured(name: str, level: str, how: str, beta: float = 0.3) -> Recipe:
-    return dataclasses.replace(RECIPES[name], level=level, aggregation=how, beta=beta)
+    fixed = RECIPES[name].level == "prefix"
+    return dataclasses.replace(RECIPES[name], level="prefix" if fixed else level, aggregation=how, beta=beta)
 
 
 @given(batch=batches(), name=recipe_names, level=st.sampled_from(LEVELS), how=aggregations)
@@ -68,7 +59,7 @@ def test_masked_positions_may_hold_anything(batch, name, level, how):
     assert torch.equal(clean[0], found[0]) and torch.equal(clean[1], found[1])
     assert all(torch.equal(clean[2][key], found[2][key]) for key in clean[2])
     assert bool((found[1][~mask] == 0).all()) and bool(found[1].isfinite().all())
-    if level == "token":
+    if recipe.level == "token":
         per_token = torch.where(mask, advantages.unsqueeze(1), padding[3])
         again = evaluate(recipe, hostile, per_token, mask)
         assert torch.equal(clean[0], again[0]) and torch.equal(clean[1], again[1])
@@ -129,24 +120,61 @@ def test_aggregation_by_hand(batch, how):
 
 
 @given(batch=batches(), name=recipe_names, how=aggregations)
-def test_sequence_level_is_the_token_level_of_summed_logps(batch, name, how):
+def test_a_response_is_one_token_of_its_summed_or_mean_logp(batch, name, how):
     logps, advantages, mask, _ = batch
-    loss, gradient, _ = evaluate(configured(name, "sequence", how), logps, advantages, mask)
-    summed = [torch.where(mask, x, 0.0).sum(1, keepdim=True) for x in logps]
-    alone = evaluate(configured(name, "token", how), summed, advantages, mask.any(1, keepdim=True))
-    assert_close(loss, alone[0], rtol=1e-12, atol=1e-12)
-    assert_close(gradient, torch.where(mask, alone[1], 0.0), rtol=1e-12, atol=1e-12)
+    if configured(name, "sequence", how).level == "prefix":
+        return
+    length = mask.sum(1, keepdim=True).clamp(min=1)
+    for level, shares in (("sequence", torch.ones_like(length)), ("geometric", length)):
+        loss, gradient, _ = evaluate(configured(name, level, how), logps, advantages, mask)
+        drawn = [torch.where(mask, x, 0.0).sum(1, keepdim=True) / shares for x in logps]
+        alone = evaluate(configured(name, "token", how), drawn, advantages, mask.any(1, keepdim=True))
+        assert_close(loss, alone[0], rtol=1e-12, atol=1e-12)
+        assert_close(gradient, torch.where(mask, alone[1] / shares, 0.0), rtol=1e-12, atol=1e-12)
+
+
+@given(batch=batches(), x=st.sampled_from(PENALTY_NAMES), how=st.sampled_from(["token-mean", "seq-mean-token-sum"]))
+def test_at_prefix_level_a_reward_belongs_to_the_last_token_that_counts(batch, x, how):
+    """Whatever lies in the gaps of a mask; a reward [B] is that of the whole response, weighted by w_{1:T}."""
+    logps, advantages, mask, _ = batch
+    recipe = dataclasses.replace(RECIPES[f"rpg-{x}-prefix"], aggregation=how)
+    last = torch.zeros_like(mask)
+    for row, keep in zip(last, mask, strict=True):
+        row[keep.nonzero()[-1:]] = True
+    at_the_end = torch.where(last, advantages.unsqueeze(1), 0.0)
+    short, long = evaluate(recipe, logps, advantages, mask), evaluate(recipe, logps, at_the_end, mask)
+    assert torch.equal(short[0], long[0]) and torch.equal(short[1], long[1])
+    rewarded = evaluate(dataclasses.replace(recipe, beta=0.0), logps, advantages, mask)
+    whole = evaluate(
+        dataclasses.replace(RECIPES["rpg-urkl"], level="sequence", beta=0.0, aggregation="seq-mean-token-sum"),
+        logps,
+        advantages,
+        mask,
+        denominator=recipe.count(mask),
+    )
+    assert_close(rewarded[1], whole[1], rtol=1e-12, atol=1e-12)
+
+
+@given(batch=batches(), x=st.sampled_from(PENALTY_NAMES), style=st.sampled_from(STYLES), level=st.sampled_from(LEVELS))
+def test_corrected_for_the_sampler_a_loss_is_as_if_the_sampler_had_been_the_old_policy(batch, x, style, level):
+    """Sample by sample and at every level, where nothing is clipped: w·π_old/π_sampler = π_θ/π_sampler."""
+    (logp, old, ref), advantages, mask, padding = batch
+    sampler = torch.where(mask, old - 0.3 * ref, padding[0])
+    recipe = configured(style.format(x), level, "seq-mean-token-sum")
+    corrected = evaluate(recipe, [logp, old, ref], advantages, mask, logp_sampler=sampler)
+    renamed = evaluate(recipe, [logp, sampler, ref], advantages, mask)
+    assert_close(corrected[1], renamed[1], rtol=1e-9, atol=1e-12)
 
 
 @given(
     logits=floats((3, 4), st.floats(-3.0, 3.0)),
     advantages=floats(4, st.floats(-2.0, 2.0)),
-    level=st.sampled_from(LEVELS),
+    name=recipe_names,
 )
-def test_sampler_correction_restores_the_expectation(logits, advantages, level):
-    """Σ π_sampler·(π_old/π_sampler)·loss = Σ π_old·loss, every outcome a batch of one."""
+def test_sampler_correction_restores_the_expectation(logits, advantages, name):
+    """Σ π_sampler·(π_old/π_sampler)·loss = Σ π_old·loss for any loss, clipped or not; every outcome a batch of one."""
     current, old, sampler = (torch.tensor(softmax(x)).log().unsqueeze(1) for x in logits)
-    recipe = dataclasses.replace(RECIPES["rpg-urkl"], level=level, beta=0.3)
+    recipe = dataclasses.replace(RECIPES[name], beta=0.3)
     A, one = torch.tensor(advantages), torch.ones(1, 1, dtype=torch.bool)
 
     def mean(weights, **choices):
@@ -167,17 +195,51 @@ def test_sampler_correction_restores_the_expectation(logits, advantages, level):
     exact = mean(old.exp().squeeze(1))
     assert_close(mean(sampler.exp().squeeze(1), logp_sampler=sampler), exact, rtol=1e-11, atol=1e-11)
     # It could fail: without the correction the gradient is another.
-    if (old - sampler).abs().max() > 0.1 and A.abs().min() > 0.1:
+    if name == "rpg-urkl" and (old - sampler).abs().max() > 0.1 and A.abs().min() > 0.1:
         assert (mean(sampler.exp().squeeze(1)) - exact).abs().max() > 1e-6
 
 
-def test_sampler_cap_truncates_the_weight():
-    recipe = dataclasses.replace(RECIPES["rpg-urkl"], sampler_cap=1.5, beta=0.0)
-    logp, old = torch.full((2, 1, 2), -1.0, dtype=torch.float64)
-    sampler = old - torch.tensor([[4.0, 0.5]], dtype=torch.float64).log()
-    plain = evaluate(recipe, [logp, old, None], torch.ones(1).double(), torch.ones(1, 2))
-    found = evaluate(recipe, [logp, old, None], torch.ones(1).double(), torch.ones(1, 2), logp_sampler=sampler)
-    assert_close(found[1], plain[1] * torch.tensor([[1.5, 0.5]]), rtol=1e-12, atol=0)
+BOUNDED = {
+    WeightBound(): [4.0, 0.5, 0.1, 1.5],
+    WeightBound(high=1.5): [1.5, 0.5, 0.1, 1.5],
+    WeightBound("clamp", 0.25, 2.0): [2.0, 0.5, 0.25, 1.5],
+    WeightBound("mask", 0.25, 2.0): [0.0, 0.5, 0.0, 1.5],
+    WeightBound("mask", 0.0, 1.5): [0.0, 0.5, 0.1, 1.5],
+}
+RATIOS = [4.0, 0.5, 0.1, 1.5]
+
+
+@pytest.mark.parametrize("bound", BOUNDED, ids=str)
+def test_the_samplers_weight_is_bounded(bound):
+    recipe = dataclasses.replace(RECIPES["rpg-urkl"], sampler=bound, beta=0.1)
+    logp, old = torch.full((2, 1, 4), -1.0, dtype=torch.float64)
+    sampler = old - torch.tensor([RATIOS], dtype=torch.float64).log()
+    plain = evaluate(recipe, [logp, old, None], torch.ones(1).double(), torch.ones(1, 4))
+    found = evaluate(recipe, [logp, old, None], torch.ones(1).double(), torch.ones(1, 4), logp_sampler=sampler)
+    assert_close(found[1], plain[1] * torch.tensor([BOUNDED[bound]], dtype=torch.float64), rtol=1e-12, atol=0)
+
+
+@pytest.mark.parametrize("x", PENALTY_NAMES)
+@pytest.mark.parametrize("bound", BOUNDED, ids=str)
+def test_a_bounded_loss_has_the_bounded_ratio_in_w_s_place(bound, x):
+    """Gradient −w̄·(A − β·f′(v))·∇log π_θ, f′ as printed in the paper's table."""
+    w = torch.tensor(RATIOS, dtype=torch.float64)
+    v = w * torch.tensor([2.0, 0.3, 1.0, 1.7], dtype=torch.float64)
+    logp = torch.full((4,), -9.0, dtype=torch.float64, requires_grad=True)
+    old, ref = logp.detach() - w.log(), logp.detach() - v.log()
+    loss = bounded_loss(logp, old, 0.7, x, 0.2, logp_ref=ref, bound=bound)
+    derivative = {"fkl": -1 / v, "ufkl": 1 - 1 / v, "rkl": v.log() + 1, "urkl": v.log()}[x]
+    expected = -torch.tensor(BOUNDED[bound], dtype=torch.float64) * (0.7 - 0.2 * derivative)
+    assert_close(torch.autograd.grad(loss.sum(), logp)[0], expected, rtol=1e-12, atol=1e-15)
+    assert_close(loss.detach(), expected * -9.0, rtol=1e-12, atol=1e-15)
+
+
+def test_a_bound_is_counted():
+    recipe = dataclasses.replace(RECIPES["cispo"], bound=WeightBound("mask", 0.25, 2.0))
+    logp = torch.full((1, 4), -9.0, dtype=torch.float64)
+    old = logp - torch.tensor([RATIOS], dtype=torch.float64).log()
+    metrics = recipe(logp, old, None, torch.ones(1).double(), torch.ones(1, 4)).metrics
+    assert metrics["above_bound"] == 0.25 and metrics["below_bound"] == 0.25 and "clip_high" not in metrics
 
 
 @pytest.mark.parametrize("name", NAMES)
@@ -233,6 +295,7 @@ def test_objectives_are_values():
     objective = Objective({"reward": 1.0, "entropy": 0.1})
     assert pickle.loads(pickle.dumps(objective)) == copy.deepcopy(objective) == objective
     assert len({objective, Objective({"entropy": 0.1, "reward": 1.0})}) == 1
+    assert len({hash(Objective({"reward": c}, level)) for c in (1.0, 2.0) for level in ("token", "sequence")}) == 4
     assert str(Objective({"reward": 0.0, "reverse_kl": 1.0})) == "− KL(π‖ref)"
 
 
@@ -269,6 +332,8 @@ def test_aliases_and_objectives():
         assert RECIPES[f"rpg-{x}-clip"] is RECIPES[f"rpg-reinforce-{x}-clip"]
     recipe = dataclasses.replace(RECIPES["rpg-urkl"], beta=0.25, level="sequence")
     assert recipe.on_policy == recipe.off_policy == Objective({"reward": 1.0, "reverse_kl": 0.25}, "sequence")
+    doubled = dataclasses.replace(recipe, on_policy_penalty={"reverse_kl": 2.0, "js": -3.0})
+    assert doubled.on_policy == Objective({"reward": 1.0, "reverse_kl": 0.5, "js": -0.75}, "sequence")
     assert RECIPES["grpo"].off_policy is None
     assert dataclasses.replace(RECIPES["grpo"], beta=0.0).off_policy == Objective({"reward": 1.0})
     assert str(RECIPES["grpo"].on_policy) == "E[R] − 0.04·KL(ref‖π)"
@@ -288,3 +353,49 @@ def test_check_batch_passes_a_sound_batch():
     x = torch.full((2, 3), -1.0)
     mask = torch.tensor([[1, 1, 0], [1, 0, 0]])
     check_batch(x.masked_fill(mask == 0, math.nan), x, None, torch.ones(2), mask, logp_sampler=x)
+    at_the_limits = torch.full((2, 3), 1e-3)
+    check_batch(at_the_limits, at_the_limits - 350.0, None, torch.ones(2, 3), mask)
+    check_batch(x - 200.0, x - 200.0, x - 300.0, torch.ones(2, 3).masked_fill(mask == 0, math.nan), mask)
+
+
+# name: (clip's low, high, dual) or the bound's (low, high), β, level, baseline, aggregation
+PUBLISHED = {
+    "rpg-urkl": (None, 1e-4, "token", "group_mean", "token-mean"),
+    "rpg-reinforce-ufkl-clip": ((0.2, 0.28, 10.0), 1e-4, "token", "group_mean", "token-mean"),
+    "rpg-rkl-clip-as-printed": ((0.2, 0.28, 10.0), 1e-4, "token", "group_mean", "token-mean"),
+    "rpg-rkl-prefix": (None, 1e-4, "prefix", "group_mean", "token-mean"),
+    "grpo": ((0.2, 0.2, math.inf), 0.04, "token", "group_std", "seq-mean-token-mean"),
+    "grpo-corrected": ((0.2, 0.2, math.inf), 0.04, "token", "group_std", "seq-mean-token-mean"),
+    "ppo": ((0.2, 0.2, math.inf), 0.0, "token", "none", "token-mean"),
+    "dapo": ((0.2, 0.28, math.inf), 0.0, "token", "group_std", "token-mean"),
+    "dr-grpo": ((0.2, 0.2, math.inf), 0.0, "token", "group_mean", "seq-mean-token-sum"),
+    "gspo": ((3e-4, 4e-4, math.inf), 0.0, "geometric", "group_std", "seq-mean-token-mean"),
+    "cispo": ((0.0, 5.0), 0.0, "token", "group_std", "token-mean"),
+    "reinforce++": ((0.2, 0.2, math.inf), 0.01, "token", "batch_std", "token-mean"),
+    "reinforce++-baseline": ((0.2, 0.2, math.inf), 0.01, "token", "group_mean_batch_std", "token-mean"),
+    "rloo": ((0.2, 0.2, math.inf), 0.05, "sequence", "leave_one_out", "token-mean"),
+    "pmd-mean": (None, 1e-4, "sequence", "group_mean", "token-mean"),
+    "cpgd": ((0.2, 0.2, math.inf), 1e-4, "token", "group_mean", "token-mean"),
+}
+
+
+@pytest.mark.parametrize("name", NAMES)
+def test_settings_are_the_published_ones(name):
+    families = {
+        "-prefix": "rpg-rkl-prefix",
+        "-printed": "rpg-rkl-clip-as-printed",
+        "-clip": "rpg-reinforce-ufkl-clip",
+        "kl": "rpg-urkl",
+    }
+    family = next((of for end, of in families.items() if name.startswith("rpg") and name.endswith(end)), name)
+    recipe = RECIPES[name]
+    bounds = dataclasses.astuple(recipe.clip) if recipe.clip else None
+    bounds = (recipe.bound.low, recipe.bound.high) if recipe.bound else bounds
+    found = (bounds, recipe.beta, recipe.level, recipe.baseline, recipe.aggregation)
+    assert found == PUBLISHED[family] and recipe.sampler == WeightBound() and recipe.name in (name, reinforce(name))
+    assert recipe.clip is None or recipe.clips_penalty == name.startswith("rpg")
+    assert not name.startswith("rpg") or recipe.divergence in name.split("-")
+
+
+def reinforce(alias: str) -> str:
+    return alias.replace("rpg-", "rpg-reinforce-")
