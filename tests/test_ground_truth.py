@@ -9,7 +9,7 @@ import pytest
 import torch
 from hypothesis import given
 from hypothesis import strategies as st
-from strategies import floats
+from strategies import floats, share
 from test_errata import BETA, GROUND_TRUTH, LIBRARIES
 
 ACTIONS = 6
@@ -63,6 +63,7 @@ def fields(theta, q, r, R):
 
 
 @pytest.mark.parametrize("name", KNOWN)
+@share(4)
 @given(table=logits, R=floats(ACTIONS, st.floats(-2.0, 2.0)))
 def test_a_cell_of_the_table(name, table, R):
     loss, penalty, _ = CELLS[name]
@@ -75,6 +76,7 @@ def test_a_cell_of_the_table(name, table, R):
 
 # Drawn as one number, so that no policy is drawn with an accidental symmetry under which a cell's gradient is known.
 @pytest.mark.parametrize("name", UNKNOWN)
+@share(4)
 @given(seed=st.integers(0, 2**32 - 1))
 def test_a_none_of_the_table_is_no_combination_whatever(name, seed):
     rng = np.random.default_rng(seed)

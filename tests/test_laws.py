@@ -11,7 +11,7 @@ import math
 
 import pytest
 import torch
-from hypothesis import given, settings
+from hypothesis import given
 from hypothesis import strategies as st
 from strategies import (
     ANY_REFERENCE,
@@ -30,6 +30,7 @@ from strategies import (
     log_masses,
     on_grid,
     reward_groups,
+    share,
 )
 from torch.testing import assert_close
 
@@ -58,9 +59,8 @@ def fits(name: str, level: str) -> bool:
     return True
 
 
-# Whole recipes are slow under the checks of shapes: half as many examples, but for the nightly run.
-EXAMPLES = settings.default.max_examples
-law = settings(max_examples=EXAMPLES if EXAMPLES > 100 else EXAMPLES // 2)
+# Whole recipes are slow under the checks of shapes.
+law = share(2)
 
 NAMES = [name for name, recipe in RECIPES.items() if recipe.name == name]
 CASES = [(name, level) for name in NAMES for level in LEVELS if fits(name, level)]

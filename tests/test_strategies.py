@@ -26,7 +26,7 @@ from strategies import (
 
 from rpg_ref import DualClip
 
-EXAMPLES, LEAST = 100, 2
+EXAMPLES, LEAST = 200, 2
 CLIP = DualClip()
 
 CLIP_SIDES = {

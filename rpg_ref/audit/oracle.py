@@ -4,8 +4,9 @@ A policy is a table of next-token log-probabilities, one row per state of a pref
 1. This file imports nothing from the core: it is one of the roads that must meet it.
 """
 
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
 from dataclasses import dataclass
+from functools import cache
 from typing import NamedTuple
 
 import torch
@@ -38,6 +39,7 @@ class PrefixTree:
     states: int
 
 
+@cache
 def prefix_tree(vocabulary: int, horizon: int, eos: int | None = None) -> PrefixTree:
     """Enumerate every response; token ``eos``, if given, ends one early.
 
@@ -51,23 +53,25 @@ def prefix_tree(vocabulary: int, horizon: int, eos: int | None = None) -> Prefix
 
     Source: PAPER §5.
     """
+    responses = list(_responses(vocabulary, horizon, eos, ()))
     index: dict[tuple[int, ...], int] = {}
-    responses: list[tuple[int, ...]] = []
-
-    def grow(prefix: tuple[int, ...]) -> None:
-        index[prefix] = len(index)
-        for token in range(vocabulary):
-            child = (*prefix, token)
-            if token == eos or len(child) == horizon:
-                responses.append(child)
-            else:
-                grow(child)
-
-    grow(())
+    for r in responses:
+        for t in range(len(r)):
+            index.setdefault(r[:t], len(index))
     pad = [r + (0,) * (horizon - len(r)) for r in responses]
     state = [[index[r[:t]] if t < len(r) else 0 for t in range(horizon)] for r in responses]
     mask = [[t < len(r) for t in range(horizon)] for r in responses]
     return PrefixTree(vocabulary, horizon, torch.tensor(pad), torch.tensor(mask), torch.tensor(state), len(index))
+
+
+def _responses(vocabulary: int, horizon: int, eos: int | None, prefix: tuple[int, ...]) -> Iterator[tuple[int, ...]]:
+    """Every response that continues a prefix, depth first."""
+    for token in range(vocabulary):
+        child = (*prefix, token)
+        if token == eos or len(child) == horizon:
+            yield child
+        else:
+            yield from _responses(vocabulary, horizon, eos, child)
 
 
 def token_logp(tree: PrefixTree, table: Float[Tensor, "S V"]) -> Float[Tensor, "N T"]:
