@@ -11,6 +11,7 @@ from math import prod
 import sympy as sp
 from mpmath import iv
 from sympy.core.function import AppliedUndef
+from sympy.polys.rings import PolyRing
 
 from proofs.expectations import Equation
 
@@ -82,7 +83,24 @@ def residual(equation: Equation) -> sp.Expr:
     """
     left, right = equation
     difference = (left - right).doit().replace(sp.log, lambda a: sp.expand_log(sp.log(sp.factor(a))))
-    return sp.numer(sp.together(difference)).expand()
+    numerator = sp.numer(sp.together(difference))
+    return sp.S.Zero if _is_zero_polynomial(numerator) else numerator.expand()
+
+
+def _is_zero_polynomial(expression: sp.Expr) -> bool:
+    """Whether it vanishes with every function in it taken for a variable of its own; many times faster than expand."""
+    variables = sorted(_variables(expression), key=str)
+    return not (PolyRing(variables, sp.QQ).from_expr(expression) if variables else expression)
+
+
+def _variables(expression: sp.Expr) -> set[sp.Expr]:
+    if expression.is_Rational:
+        return set()
+    if expression.is_Add or expression.is_Mul:
+        return set().union(*map(_variables, expression.args))
+    if expression.is_Pow and expression.exp.is_Integer and expression.exp > 0:
+        return _variables(expression.base)
+    return {expression}
 
 
 def is_refuted(equation: Equation) -> bool:

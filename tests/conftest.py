@@ -6,8 +6,8 @@ import torch
 from hypothesis import HealthCheck, settings
 
 COMMON = {"deadline": None, "suppress_health_check": [HealthCheck.too_slow, HealthCheck.data_too_large]}
-settings.register_profile("dev", max_examples=50, **COMMON)
-settings.register_profile("ci", max_examples=50, derandomize=True, **COMMON)
+settings.register_profile("dev", max_examples=25, **COMMON)
+settings.register_profile("ci", max_examples=30, derandomize=True, **COMMON)
 settings.register_profile("nightly", max_examples=5000, **COMMON)
 settings.load_profile(os.environ.get("HYPOTHESIS_PROFILE", "ci" if os.environ.get("CI") else "dev"))
 
