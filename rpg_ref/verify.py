@@ -27,6 +27,7 @@ from rpg_ref.divergences import DIVERGENCES
 from rpg_ref.log_ratio import cpgd_loss, pmd_mean_loss
 from rpg_ref.ppo import grpo_corrected_loss, grpo_loss, k2_loss, kl_in_reward_loss
 from rpg_ref.prefix import per_decision_loss
+from rpg_ref.ratios import WeightBound
 from rpg_ref.recipes import LossOutput, Recipe
 from rpg_ref.surrogates import differentiable_loss, reinforce_loss
 
@@ -201,11 +202,9 @@ def _as_printed(recipe: Recipe, pi: Policies, A: Tensor) -> Tensor:
 
 
 def _bounded(recipe: Recipe, pi: Policies, A: Tensor) -> Tensor:
-    if recipe.bound is None:
-        raise ValueError(f"recipe {recipe.name} has no bound; give it one")
-    w, rule, low, high = (pi.current - pi.old).exp(), recipe.bound.rule, recipe.bound.low, recipe.bound.high
-    inside = (low <= w) & (w <= high)
-    bounded = {"clamp": w.clamp(low, high), "mask": torch.where(inside, w, 0.0)}[rule]
+    w, bound = (pi.current - pi.old).exp(), recipe.bound or WeightBound()
+    inside = (bound.low <= w) & (w <= bound.high)
+    bounded = {"clamp": w.clamp(bound.low, bound.high), "mask": torch.where(inside, w, 0.0)}[bound.rule]
     return bounded / w * _surrogate(recipe, pi, A)
 
 

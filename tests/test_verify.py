@@ -3,6 +3,8 @@
 import dataclasses
 import json
 import math
+import runpy
+import sys
 
 import pytest
 import torch
@@ -14,6 +16,7 @@ from rpg_ref import (
     DualClip,
     LossOutput,
     Objective,
+    WeightBound,
     differentiable_loss,
     grpo_corrected_loss,
     grpo_loss,
@@ -24,6 +27,7 @@ from rpg_ref.audit import identify
 from rpg_ref.cli import main
 from rpg_ref.verify import verify
 
+REVERSE = {"reverse_kl": 1.0}
 URKL, CLIPPED, GRPO = RECIPES["rpg-urkl"], RECIPES["rpg-reinforce-urkl-clip"], RECIPES["grpo"]
 
 
@@ -247,6 +251,37 @@ def test_identify_says_that_a_gradient_is_not_finite():
 def test_identify_refuses_what_is_no_scalar():
     with pytest.raises(ValueError, match="scalar"):
         identify(lambda logp, *rest: logp)
+
+
+def test_identify_claims_nothing_between_a_fit_and_no_fit():
+    """A gradient in float32 is right to 1e-7: too far for a fit, too near for none."""
+
+    def rounded(logp, logp_old, logp_ref, advantages, mask):
+        return URKL(logp.float(), logp_old.float(), logp_ref.float(), advantages.float(), mask)
+
+    finding = identify(rounded).off_policy
+    assert 1e-8 < finding.residual < 1e-4 and finding.objective is None
+    assert finding.verdict.startswith("undecided (residual ")
+
+
+@pytest.mark.parametrize("rule", ["clamp", "mask"])
+def test_a_bounded_recipe_is_held_to_its_bound_token_by_token(rule):
+    recipe = dataclasses.replace(RECIPES["cispo"], bound=WeightBound(rule, 0.5, 2.0), beta=0.1)
+    recipe = dataclasses.replace(recipe, on_policy_penalty=REVERSE, off_policy_penalty=REVERSE)
+    assert verify(recipe).ok
+    narrower = with_loss(recipe, lambda *a, bound, **k: recipe.loss(*a, bound=WeightBound(rule, 0.5, 1.9), **k))
+    verify_module.STATED[narrower.loss] = verify_module.STATED[recipe.loss]
+    try:
+        assert not verify(narrower).ok
+    finally:
+        del verify_module.STATED[narrower.loss]
+
+
+def test_the_module_is_the_command(capsys, monkeypatch):
+    monkeypatch.setattr(sys, "argv", ["rpg-ref", "explain", "one_idea"])
+    with pytest.raises(SystemExit) as ended:
+        runpy.run_module("rpg_ref", run_name="__main__")
+    assert ended.value.code == 0 and capsys.readouterr().out.startswith("one_idea: claim")
 
 
 def test_the_command(capsys):
