@@ -15,8 +15,8 @@ test: $(READY)       ## property tests, exact-gradient tests and every symbolic 
 coverage: $(READY)   ## every branch of rpg_ref is run by a test
 	$(PY) -m pytest -n 2 --cov=rpg_ref --cov-branch --cov-report=term-missing:skip-covered --cov-fail-under=100
 
-nightly: $(READY)    ## every property with 5,000 random examples
-	HYPOTHESIS_PROFILE=nightly $(PY) -m pytest -n 2
+nightly: $(READY)    ## every property with 5,000 random examples; hours, without the checks of shapes
+	HYPOTHESIS_PROFILE=nightly $(PY) -m pytest -n 2 -m "hypothesis and not slow" -o addopts="-q --strict-markers --strict-config"
 
 mutants: $(READY)    ## which test kills each mutant of the core: mutmut's and those made by hand; resumable
 	$(PY) tests/mutants.py
