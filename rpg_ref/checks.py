@@ -34,7 +34,7 @@ class Table(dict[str, Row]):
 
     def __missing__(self, name: object) -> Row:
         """Raise UnknownName (a KeyError and a ValueError), listing the nearest names, or all when none is near."""
-        near = difflib.get_close_matches(str(name).lower(), self, n=3, cutoff=0.5)
+        near = difflib.get_close_matches(str(name).lower(), self)
         hint = f"the nearest are {', '.join(near)}" if near else f"choose one of {', '.join(self)}"
         raise UnknownName(f"unknown {self.what} {name!r}; {hint}")
 
@@ -112,7 +112,7 @@ def check_batch(
         raise ValueError(
             f"advantages has shape {tuple(advantages.shape)}; pass {tuple(logp.shape[:1])} or logp's shape"
         )
-    per_token = advantages if advantages.ndim == logp.ndim else advantages.unsqueeze(-1)
+    per_token = advantages if advantages.ndim == logp.ndim else advantages[:, None]
     for name, x in {"logp": logp, **log_probs, "advantages": per_token.expand(logp.shape)}.items():
         if x is None:
             continue

@@ -213,6 +213,7 @@ EQUIVALENT = {
     # (function, the mutated line): why no input can tell it from the original
     ("divergences.x_v_minus_1", "return torch.where(d >= -1, d.expm1(), d.clamp(max=-1.0).exp() - 1)"): ROUNDING,
     ("divergences.x_v_minus_1", "return torch.where(d > -1, d.expm1(), d.clamp(max=+1.0).exp() - 1)"): DEAD,
+    ("divergences.x_v_minus_1", "return torch.where(d > -2, d.expm1(), d.clamp(max=-1.0).exp() - 1)"): ROUNDING,
     ("divergences.x_f_js", "near = d.abs() <= 2"): ROUNDING,
     ("divergences.x_f_js", "near = d.abs() < 3"): ROUNDING,
     ("divergences.x_f_js", "h, far = torch.where(near, d / 2, 1.0), torch.where(near, 2.0, d).abs()"): DEAD,
@@ -222,6 +223,10 @@ EQUIVALENT = {
     ("divergences.x_slope_js", "small = torch.where(near, d, 1.0)"): DEAD,
     ("clipping.x_clipped_ratio", "return torch.where(live, torch.where(live, log_w, 1.0).exp(), clamped_w)"): DEAD,
     ("advantages.x__standardised", "return (r - g.mean) / torch.where(g.std > 0, g.std, 2.0)"): "0/1 = 0/2",
+    (
+        "audit.objective.xǁObjectiveǁ__str__",
+        'sign = "+" if (c >= 0) == (name in GAINS) else "−"',
+    ): "zero was skipped before",
 }
 
 

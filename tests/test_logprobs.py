@@ -55,3 +55,9 @@ def test_a_forbidden_token_adds_no_entropy_and_no_nan():
 def test_half_precision_is_widened():
     logits = torch.randn(2, 3, 5).bfloat16()
     assert token_logprobs(logits, torch.zeros(2, 3, dtype=torch.int64)).dtype == torch.float32
+
+
+def test_entropy_is_at_temperature_one_unless_told():
+    logits = torch.tensor([0.0, 1.0, 3.0])
+    assert torch.equal(token_entropy(logits), token_entropy(logits, temperature=1.0))
+    assert token_entropy(logits) < token_entropy(logits, temperature=2.0)

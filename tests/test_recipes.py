@@ -297,6 +297,10 @@ def test_objectives_are_values():
     assert len({objective, Objective({"entropy": 0.1, "reward": 1.0})}) == 1
     assert len({hash(Objective({"reward": c}, level)) for c in (1.0, 2.0) for level in ("token", "sequence")}) == 4
     assert str(Objective({"reward": 0.0, "reverse_kl": 1.0})) == "− KL(π‖ref)"
+    terms = {"reward": 1.0}
+    kept = Objective(terms)
+    terms["entropy"] = 1.0
+    assert kept == Objective({"reward": 1.0})
 
 
 def test_metrics_by_hand():
