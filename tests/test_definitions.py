@@ -146,14 +146,15 @@ def test_what_a_token_counts(how):
 
 
 @pytest.mark.parametrize("sign", [1.0, -1.0])
+@pytest.mark.parametrize("beta", [0.1, 1.0])
 @pytest.mark.parametrize("clip", [DualClip(), DualClip(low=0.2, high=5.0, dual=2.0)])
-def test_beyond_the_clamp_nothing_moves_and_the_value_stays(clip, sign):
+def test_beyond_the_clamp_nothing_moves_and_the_value_stays(clip, beta, sign):
     """From w = e·M on the loss of `rkl` is one number, the clamp's, and has no gradient; e⁸⁰⁰ itself overflows."""
     M = max(1 + clip.high, clip.dual)
     logp = torch.full((3,), -900.0, dtype=F64, requires_grad=True)
     old = logp.detach() - torch.tensor([math.log(M) + 1.0, 50.0, 800.0], dtype=F64)
-    loss = clipped_loss(logp, old, sign, "rkl", 0.1, clip=clip)
-    C = -0.1 * math.e * M * (math.log(M) + 2)
+    loss = clipped_loss(logp, old, sign, "rkl", beta, clip=clip)
+    C = -beta * math.e * M * (math.log(M) + 2)
     weight = math.e * M * sign + C
     w = 1 + clip.high if weight >= 0 else clip.dual
     assert_close(loss.detach(), torch.full((3,), (w * sign + C) * 900, dtype=F64), rtol=1e-12, atol=0)
