@@ -11,12 +11,15 @@ from math import prod
 
 import sympy as sp
 
-from proofs.expectations import stop_gradient
+from proofs.definitions import kl
+from proofs.expectations import Equation, gradient, pointwise, stop_gradient
 from proofs.symbols import theta
 
 Tokens = tuple[int, ...]
 Policy = Callable[[Tokens, int], sp.Expr]  # the probability of a token after a history
 Leaves = tuple[Tokens, ...]
+Loss = Callable[[Tokens], sp.Expr]
+TokenTerm = Callable[[Tokens, int], sp.Expr]  # of one token after its history
 
 EVEN: Leaves = ((0, 0), (0, 1), (1, 0), (1, 1))
 RAGGED: Leaves = ((0,), (1, 0), (1, 1, 0), (1, 1, 1))
@@ -93,3 +96,58 @@ def over_histories(policy: Policy, leaves: Leaves, value: Callable[[Tokens], sp.
 def over_tokens(value: Callable[[int], sp.Expr]) -> sp.Expr:
     """Return the sum over the two tokens that may follow. Source: definition."""
     return value(0) + value(1)
+
+
+def gradient_of(value: sp.Expr) -> sp.Expr:
+    """Return ∇θ with the frozen copies set to θ afterwards. Source: arXiv 2505.17508, §4."""
+    return gradient(pointwise, value)
+
+
+def sampled(loss: Loss, policy: Policy = old, leaves: Leaves = EVEN) -> sp.Expr:
+    """Return ∇θ of the expected loss over samples of a policy. Source: arXiv 2505.17508, §2, for a sequence."""
+    return gradient_of(expectation(policy, leaves, loss))
+
+
+def token_sum(term: TokenTerm) -> Loss:
+    """Return the loss that adds a term at every token of a sequence. Source: arXiv 2505.17508, §2, for a sequence."""
+    return lambda y: sum(term(history, token) for history, token in steps(y))
+
+
+def token_score(history: Tokens, token: int) -> sp.Expr:
+    """Return ∇log π_θ of one token after its history. Source: arXiv 2505.17508, §2, for a sequence."""
+    return score((*history, token)) - score(history)
+
+
+def expected_return(policy: Policy = new, leaves: Leaves = EVEN) -> sp.Expr:
+    """Return ∇θ of the expected reward of whole sequences. Source: arXiv 2505.17508, §2, for a sequence."""
+    return gradient_of(expectation(policy, leaves, reward))
+
+
+def sequence_kl(first: Policy, second: Policy, leaves: Leaves = EVEN) -> sp.Expr:
+    """Return KL of two policies over whole sequences. Source: arXiv 2505.17508, §2, for a sequence."""
+    return sum(kl(chance(first, leaf), chance(second, leaf)) for leaf in leaves)
+
+
+def reverse_kl_equation(loss: Loss, leaves: Leaves = EVEN) -> Equation:
+    """Return ∇θ of the sampled loss beside that of KL(π_θ‖π_ref) of whole sequences. Source: ours."""
+    return sampled(loss, leaves=leaves), gradient_of(sequence_kl(new, ref, leaves))
+
+
+def state_divergence(divergence: Callable[[sp.Expr, sp.Expr], sp.Expr], first: Policy, second: Policy) -> Loss:
+    """Return the divergence of two policies' next tokens, at each history. Source: arXiv 2505.17508, §2."""
+    return lambda history: over_tokens(lambda token: divergence(first(history, token), second(history, token)))
+
+
+def w_at(history: Tokens, token: int) -> sp.Expr:
+    """Return w of one token after its history. Source: arXiv 2505.17508, §2, for a sequence."""
+    return new(history, token) / old(history, token)
+
+
+def u_at(history: Tokens, token: int) -> sp.Expr:
+    """Return u of one token after its history. Source: arXiv 2505.17508, §2, for a sequence."""
+    return ref(history, token) / old(history, token)
+
+
+def v_at(history: Tokens, token: int) -> sp.Expr:
+    """Return v of one token after its history. Source: arXiv 2505.17508, §2, for a sequence."""
+    return new(history, token) / ref(history, token)

@@ -178,10 +178,13 @@ def test_with_a_fourth_policy_as_sampler_the_correction_restores_exactness(shape
 
 @given(tree=trees(), R=floats(3, rewards))
 def test_a_uniform_reward_has_no_gradient_at_any_level(tree: Tree, R):
-    """E_q[Σ_t w·∇log p] = 0 by tokens and by responses; by prefixes at the end: a baseline is free at each level."""
+    """E_q[Σ_t w·∇log p] = 0 by tokens, by responses and by prefixes: a baseline is free at each level."""
     enumeration, leaf, _, logps = policies(tree)
     by_tokens = torch.where(enumeration.mask, differentiable_loss(logps.current, logps.old, R[0], "urkl", 0.0), 0.0)
     by_responses = differentiable_loss(logps.current.sum(1), logps.old.sum(1), R[1], "urkl", 0.0)
-    for loss in (by_tokens.sum(1), by_responses):
+    prefixes = (x.cumsum(1) for x in (logps.current, logps.old))
+    last = enumeration.mask & (enumeration.mask.cumsum(1) == enumeration.mask.sum(1, keepdim=True))
+    by_prefixes = per_decision_loss(*prefixes, torch.where(last, float(R[2]), 0.0).double(), "urkl", 0.0)
+    for loss in (by_tokens.sum(1), by_responses, torch.where(enumeration.mask, by_prefixes, 0.0).sum(1)):
         g = oracle.flat_gradient((logps.old.sum(1).exp() * loss).sum(), [leaf])
         assert g.abs().max() < 1e-11

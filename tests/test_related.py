@@ -49,9 +49,7 @@ def test_cpgd_is_the_minimum_of_two_products_of_log_w_and_a_drift(x: SampleInput
         return -torch.minimum(log_w * x.advantage, clipped * x.advantage) + beta * drift
 
     found = slope(lambda p: cpgd_loss(p, x.logp_old, x.advantage, "rkl", beta, clip=CLIP), x.logp)
-    still = x.advantage == 0  # the minimum of two zeros has half of each one's slope, which is zero as well
     assert_close(found[~on_a_bound], slope(by_definition, x.logp)[~on_a_bound], rtol=1e-9, atol=1e-12)
-    assert bool((found[still & (beta == 0)] == 0).all())
 
 
 @pytest.mark.parametrize("shape", [(3,), (2, 3), (1, 2, 3)])

@@ -24,6 +24,8 @@ from rpg_ref import (
     reinforce_loss,
 )
 from rpg_ref.audit import identify
+from rpg_ref.audit.identify import population
+from rpg_ref.audit.oracle import token_logp
 from rpg_ref.cli import main
 from rpg_ref.verify import verify
 
@@ -251,6 +253,29 @@ def test_identify_says_that_a_gradient_is_not_finite():
 def test_identify_refuses_what_is_no_scalar():
     with pytest.raises(ValueError, match="scalar"):
         identify(lambda logp, *rest: logp)
+
+
+def test_identify_names_no_coefficients_where_nothing_fits():
+    report = identify(GRPO)
+    assert report.off_policy.coefficients == {} and report.off_policy.objective is None
+    assert report.on_policy.coefficients["forward_kl"] == pytest.approx(0.04)
+
+
+@pytest.mark.parametrize("seed", [0, 1])
+def test_a_population_is_what_it_says(seed):
+    """π_old in tenths, responses in exact proportion, a drift whose largest entry is 1, three policies that differ."""
+    batch = population(seed)
+    tenths = 10 * batch.old.exp()
+    assert torch.allclose(tenths, tenths.round(), atol=1e-12)
+    share = torch.bincount(batch.rows) / len(batch.rows)
+    assert torch.allclose(share.double(), token_logp(batch.tree, batch.old).sum(-1).exp(), atol=1e-7)
+    assert batch.drift.abs().max() == 1.0
+    assert (batch.ref - batch.old).abs().max() > 0.5 and torch.allclose(
+        batch.ref.exp().sum(-1), torch.ones(()).double()
+    )
+    far = identify(URKL, seed=seed).off_policy
+    moved = (batch.old + far.drift * batch.drift).log_softmax(-1) - batch.old
+    assert far.drift == 0.1 and far.spread == pytest.approx(float(moved.abs().max()))
 
 
 def test_identify_claims_nothing_between_a_fit_and_no_fit():
