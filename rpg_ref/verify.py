@@ -10,7 +10,7 @@ import torch
 from jaxtyping import Bool, Float
 from torch import Tensor
 
-from rpg_ref.audit.identify import FIT, Finding, Loss, exact_gradient, identify, population
+from rpg_ref.audit.identify import FIT, Finding, exact_gradient, find
 from rpg_ref.audit.objective import Objective
 from rpg_ref.audit.oracle import (
     Policies,
@@ -22,6 +22,7 @@ from rpg_ref.audit.oracle import (
     penalty_slope,
     unweighted_slope,
 )
+from rpg_ref.audit.population import Loss, population
 from rpg_ref.clipping import bounded_loss, clipped_loss, clipped_loss_as_printed
 from rpg_ref.divergences import DIVERGENCES
 from rpg_ref.log_ratio import cpgd_loss, pmd_mean_loss
@@ -96,7 +97,8 @@ def verify(recipe: Recipe, *, device: str | torch.device = "cpu", seed: int = 0)
     Source: ours.
     """
     loss, loss32 = (partial(_run, recipe, torch.device(device), dtype) for dtype in (torch.float64, torch.float32))
-    report = identify(loss, level=recipe.measured_at, seed=seed)
+    batch = population(seed)
+    report = find(partial(exact_gradient, loss, batch), batch, recipe.measured_at)
     regimes = ((report.on_policy, recipe.on_policy), (report.off_policy, recipe.off_policy))
     known = [(finding, declared) for finding, declared in regimes if declared is not None]
     errors = [_gradient_error(loss, finding, declared, seed) for finding, declared in known]

@@ -1,6 +1,19 @@
 """Ground truth for any loss: exact objectives by enumeration, and the objective that a loss is found to optimise."""
 
+from rpg_ref.audit.assertion import assert_gradient
 from rpg_ref.audit.identify import Finding, Report, identify
+from rpg_ref.audit.model import identify_model
 from rpg_ref.audit.objective import TERMS, Objective
+from rpg_ref.audit.prefix_lm import ModelBatch, PrefixTreeLM
 
-__all__ = ["TERMS", "Finding", "Objective", "Report", "identify"]
+__all__ = [
+    "TERMS",
+    "Finding",
+    "ModelBatch",
+    "Objective",
+    "PrefixTreeLM",
+    "Report",
+    "assert_gradient",
+    "identify",
+    "identify_model",
+]

@@ -1,81 +1,37 @@
 """Which objective does a black-box loss optimise? Its exact gradient, fitted by those of every known term."""
 
 import math
-from collections.abc import Callable
-from dataclasses import dataclass, replace
-from functools import cache
-from typing import Any
+from collections.abc import Callable, Iterator, Mapping
+from dataclasses import dataclass, field, replace
+from functools import cached_property, partial
+from typing import NamedTuple
 
 import torch
-from jaxtyping import Float, Int
+from jaxtyping import Float
 from torch import Tensor
 
+from rpg_ref.audit.forms import PENALTIES, REWARDS
 from rpg_ref.audit.objective import TERMS, Objective
-from rpg_ref.audit.oracle import Policies, PrefixTree, flat_gradient, gradient, prefix_tree, token_logp
-
-Loss = Callable[..., Any]
-"""loss_fn(logp, logp_old, logp_ref, advantages, mask) ↦ a scalar, or anything with a scalar ``.loss``."""
+from rpg_ref.audit.oracle import Policies, flat_gradient, gradient, token_logp
+from rpg_ref.audit.population import Loss, Population, as_loss, population, scalar_of
+from rpg_ref.audit.probes import probe
 
 FIT = 1e-8
 """Largest residual of a fit."""
 NO_FIT = 1e-4
-"""Smallest residual that is no fit; between the two nothing is claimed. Nearer than _NEAR it shrinks with the spread,
-since a loss that is wrong off-policy is wrong by no more than the policy has moved."""
+"""Smallest residual that is no fit. Nearer than _NEAR it shrinks with the spread, since a loss that is wrong off-policy
+is wrong by no more than the policy has moved. Under a tenth of it, single precision explains what a fit leaves."""
 
 AGAINST_SAMPLER = ("reverse_kl_old", "forward_kl_old")
-_VOCABULARY, _HORIZON = 4, 3
-_COUNTS = torch.tensor([1.0, 2.0, 3.0, 4.0], dtype=torch.float64)
-_LARGEST_DRIFT, _HALVINGS, _NEAR = 0.1, 12, 0.01
-# Rounding leaves about 1e-16 of a gradient that cancels; a real one is never this small beside the reward's.
+_LARGEST_DRIFT, _HALVINGS, _NEAR = 0.8, 15, 0.01
+# A clip that stops one of the population's rows changes the gradient by far more, single precision by far less.
+_LINEAR = 1e-5
+# Rounding leaves about 1e-16 of a gradient that cancels, 1e-9 in single precision, beside the reward's.
 _ZERO = 1e-12
+_ZERO_SINGLE = 1e-8
 
-
-@dataclass(frozen=True)
-class Population:
-    """A batch whose plain average is an exact expectation: every response, repeated in proportion to π_old.
-
-    Attributes:
-        tree: all responses.
-        rows: index of the response in each row of the batch, [B].
-        old: π_old's table, whose probabilities are tenths, [S, V].
-        ref: π_ref's table, [S, V].
-        drift: direction in which the policy leaves π_old, as logits, [S, V], largest entry 1.
-        reward: of each response, [N].
-
-    Source: ours.
-    """
-
-    tree: PrefixTree
-    rows: Int[Tensor, "B"]
-    old: Float[Tensor, "S V"]
-    ref: Float[Tensor, "S V"]
-    drift: Float[Tensor, "S V"]
-    reward: Float[Tensor, "N"]
-
-
-@cache
-def population(seed: int) -> Population:
-    """Draw a population: 21 states, 84 logits, 1,000 rows of three tokens each.
-
-    Args:
-        seed: of the policies and rewards; π_old's tenths are a random permutation of 1, 2, 3, 4 in each state.
-
-    Returns:
-        The population.
-
-    Source: ours.
-    """
-    rng = torch.Generator().manual_seed(seed)
-    tree = prefix_tree(_VOCABULARY, _HORIZON)
-    order = torch.stack([torch.randperm(_VOCABULARY, generator=rng) for _ in range(tree.states)])
-    old = (_COUNTS[order] / _COUNTS.sum()).log()
-    shape = (tree.states, _VOCABULARY)
-    ref = torch.randn(shape, generator=rng, dtype=torch.float64).log_softmax(-1)
-    drift = torch.randn(shape, generator=rng, dtype=torch.float64)
-    repeats = (token_logp(tree, old).sum(-1).exp() * _COUNTS.sum() ** _HORIZON).round().long()
-    rows = torch.arange(len(repeats)).repeat_interleave(repeats)
-    reward = torch.randn(len(repeats), generator=rng, dtype=torch.float64)
-    return Population(tree, rows, old, ref, drift / drift.abs().max(), reward)
+Gradient = Callable[[Tensor, Tensor], Tensor]
+"""(the policy's logits [S, V], advantage of each response [N]) ↦ −∇loss [S·V], in which gradient descent moves."""
 
 
 def exact_gradient(
@@ -93,19 +49,14 @@ def exact_gradient(
         [K] with K = S·V, in float64.
 
     Raises:
-        ValueError: the loss is not a scalar tensor.
+        ValueError: as ``scalar_of``.
 
     Source: ours.
     """
     leaf = logits.detach().clone().requires_grad_()
     tree, rows = population.tree, population.rows
     logp, old, ref = (token_logp(tree, table)[rows] for table in (leaf.log_softmax(-1), population.old, population.ref))
-    out = loss_fn(logp, old, ref, advantage[rows], tree.mask[rows])
-    loss = getattr(out, "loss", out)
-    if not isinstance(loss, Tensor) or loss.ndim != 0:
-        got = f"a tensor of shape {tuple(loss.shape)}" if isinstance(loss, Tensor) else type(loss).__name__
-        raise ValueError(f"the loss must return a scalar tensor, got {got}; average it over the batch")
-    return -flat_gradient(loss, [leaf])
+    return -flat_gradient(scalar_of(loss_fn(logp, old, ref, advantage[rows], tree.mask[rows]), "loss"), [leaf])
 
 
 @dataclass(frozen=True)
@@ -117,12 +68,15 @@ class Finding:
             that descends it, 0 for one that ignores the advantages); empty: no fit.
         residual: part of the gradient that no combination explains, relative to the gradient at zero advantages
             (or to the reward's, where it is in the reward's part); inf where the gradient is not finite.
+        parts: the objective of each of its two parts, "reward" (what the advantages change) and "penalty" (what is
+            left at zero advantages), None where there is none; a part that is zero is left out.
         scale: the common normaliser that was divided out, > 0; 1 where there is no reward to measure it by.
         condition: condition number of the fit.
         drift: how far along the population's drift the policy stood, as logits; 0 on-policy.
         spread: largest |log π_θ/π_old| of a state and token there.
         unidentified: terms whose gradient vanishes in this regime.
         level: the level of the fitted terms.
+        vectors: the two parts' gradients.
 
     Source: ours.
     """
@@ -135,6 +89,8 @@ class Finding:
     spread: float
     unidentified: tuple[str, ...]
     level: str
+    parts: Mapping[str, Objective | None] = field(default_factory=dict)
+    vectors: Mapping[str, Tensor] = field(default_factory=dict, repr=False, compare=False)
 
     @property
     def no_fit(self) -> float:
@@ -143,39 +99,71 @@ class Finding:
 
     @property
     def objective(self) -> Objective | None:
-        """The objective found, or None."""
+        """The objective found, exactly or to single precision, or None."""
         terms = {name: c for name, c in self.coefficients.items() if c != 0}
-        return Objective(terms, self.level) if self.residual < FIT else None
+        return Objective(terms, self.level) if self.residual < max(FIT, self.no_fit / 10) else None
 
     @property
     def verdict(self) -> str:
         """The finding in words."""
         if math.isinf(self.residual):
             return "a gradient that is not finite"
+        where = f" at |log π/π_old| ≤ {self.spread:.2g}" if self.drift else ""
+        residual = f"residual {self.residual:.1g}{where}"
         if self.residual >= self.no_fit:
-            return f"the gradient of no known objective (residual {self.residual:.1g})"
+            fit = "".join(f"; its {name} part is that of {part}" for name, part in self.parts.items() if part)
+            return f"the gradient of no known objective ({residual}{fit})"
         if self.objective is None:
-            return f"undecided (residual {self.residual:.1g})"
-        return f"{self.objective} (residual {self.residual:.1g})"
+            return f"undecided ({residual})"
+        return f"{self.objective} ({residual}{'' if self.residual < FIT else ', single precision'})"
 
 
 @dataclass(frozen=True)
 class Report:
-    """The findings on-policy (π_θ = π_old) and off-policy (near enough that nothing is clipped). Source: ours."""
+    """What a loss was found to be.
+
+    Attributes:
+        on_policy: the finding at π_θ = π_old.
+        off_policy: the finding near π_old: nearer than any clip.
+        population: the batch it was found on.
+        faults: mistakes that no objective excuses, a sentence each: a mask ignored, a wrong token.
+        hazards: what holds only sometimes, a sentence each: NaN far away, a dependence on padding or on the split.
+
+    Source: ours.
+    """
 
     on_policy: Finding
     off_policy: Finding
+    population: Population = field(repr=False)
+    faults: tuple[str, ...] = ()
+    hazards: tuple[str, ...] = ()
+
+    @property
+    def regimes_agree(self) -> bool:
+        """Whether both regimes have one objective, the same as far as it can be told on-policy."""
+        on, off = self.on_policy, self.off_policy
+        if on.objective is None or off.objective is None:
+            return False
+        return all(abs(c - on.coefficients.get(name, 0.0)) <= 1e-5 for name, c in off.coefficients.items())
+
+    @cached_property
+    def forms(self) -> tuple[str, ...]:
+        """The known forms, right or wrong, that the parts have in both regimes, a sentence each."""
+        return tuple(_forms(self))
 
     def __str__(self) -> str:
-        """Return both verdicts."""
-        return f"on-policy: {self.on_policy.verdict}; off-policy: {self.off_policy.verdict}"
+        """Return both verdicts and, line by line, what else was found."""
+        verdicts = f"on-policy: {self.on_policy.verdict}; off-policy: {self.off_policy.verdict}"
+        forms = () if self.regimes_agree else self.forms
+        return "\n".join([verdicts, *(f"- {line}" for line in (*self.faults, *forms, *self.hazards))])
 
 
 def identify(loss_fn: Loss, *, level: str = "token", seed: int = 0) -> Report:
-    """Find the objective whose gradient a loss follows, on-policy and off-policy.
+    """Find the objective whose gradient a loss follows, on-policy and off-policy, and what else is wrong with it.
 
     Args:
-        loss_fn: loss_fn(logp, logp_old, logp_ref, advantages, mask), tensors [B, T], advantages [B]; a Recipe is one.
+        loss_fn: loss_fn(logp, logp_old, logp_ref, advantages, mask), log-probs and mask [B, T], advantages [B], or
+            [B, T] where it does not take [B]; a Recipe is one. It returns a scalar to minimise, or a LossOutput.
         level: of the terms it is compared with, "token" or "sequence".
         seed: of the policies.
 
@@ -183,37 +171,88 @@ def identify(loss_fn: Loss, *, level: str = "token", seed: int = 0) -> Report:
         Report.
 
     Raises:
-        ValueError: the loss does not return a scalar tensor, or the level is unknown.
+        ValueError: the loss returns no scalar tensor, NaN, a constant, or different values for the same batch; or the
+            level is unknown.
 
     Source: ours; the terms are those of TERMS.
     """
-    batch = population(seed)
-    return Report(_find(loss_fn, batch, 0.0, level), _find(loss_fn, batch, _linear_drift(loss_fn, batch), level))
+    batch, loss = population(seed), as_loss(loss_fn)
+    report = find(partial(exact_gradient, loss, batch), batch, level)
+    faults, hazards = probe(loss)
+    return replace(report, faults=faults, hazards=(*report.hazards, *hazards))
 
 
-def _linear_drift(loss_fn: Loss, batch: Population) -> float:
-    """Halve the policy's distance from π_old until the gradient is linear in the advantages: nothing is clipped."""
+def find(black_box: Gradient, batch: Population, level: str) -> Report:
+    """Fit a black box's gradient in both regimes.
+
+    Args:
+        black_box: its gradient, from the policy's logits and the advantages.
+        batch: the population.
+        level: of the terms.
+
+    Returns:
+        Report, without the hazards that need more than this gradient.
+
+    Source: ours.
+    """
+    on = _find(black_box, batch, 0.0, level)
+    off = _find_near(black_box, batch, level, on.scale)
+    hazards = []
+    if not bool(on.vectors["reward"].any() or off.vectors["reward"].any()):
+        hazards.append(
+            "the advantages change nothing: the coefficients are known up to one common factor, the loss's normaliser"
+        )
+    other = {"token": "sequence", "sequence": "token"}[level]
+    for regime, finding in (("on-policy", on), ("off-policy", off)):
+        elsewhere = None if finding.objective else _find(black_box, batch, finding.drift, other, on.scale)
+        if elsewhere is not None and elsewhere.objective is not None:
+            hazards.append(f"{regime}, it is an objective at {other} level: {elsewhere.verdict}")
+    return Report(on, off, batch, hazards=tuple(hazards))
+
+
+def _find_near(black_box: Gradient, batch: Population, level: str, scale: float) -> Finding:
+    """The finding where nothing is clipped; nearer, if it is only there that an objective is found."""
     drift = _LARGEST_DRIFT
-    for _ in range(_HALVINGS):
-        logits = batch.old + drift * batch.drift
-        plus, minus, zero = (exact_gradient(loss_fn, batch, logits, s * batch.reward) for s in (1.0, -1.0, 0.0))
-        if (plus + minus - 2 * zero).norm() <= FIT * (plus - minus).norm():
-            break
-        drift /= 2
-    return drift
+    if _is_linear(black_box, batch, 0.0):
+        while drift > _LARGEST_DRIFT / 2**_HALVINGS and not _is_linear(black_box, batch, drift):
+            drift /= 2
+    farthest = _find(black_box, batch, drift, level, scale)
+    if farthest.residual < farthest.no_fit:
+        return farthest
+    # A bound that does not look at the advantages leaves the gradient linear in them.
+    nearer = (_find(black_box, batch, drift / shrink, level, scale) for shrink in (16, 256))
+    return next((finding for finding in nearer if finding.residual < FIT), farthest)
 
 
-def _fit(fields: dict[str, Tensor], target: Tensor) -> tuple[dict[str, float], Tensor, float]:
-    """Solve target = Σ c·field by least squares on fields of norm 1; return c, what is left, and the condition."""
+def _is_linear(black_box: Gradient, batch: Population, drift: float) -> bool:
+    """Whether the gradient is linear in the advantages: no sample is clipped."""
+    logits = batch.old + drift * batch.drift
+    plus, minus, zero = (black_box(logits, s * batch.reward) for s in (1.0, -1.0, 0.0))
+    return bool((plus + minus - 2 * zero).norm() <= _LINEAR * (plus - minus).norm())
+
+
+class Fit(NamedTuple):
+    """A least-squares fit: coefficients, what is left relative to the target, and the condition number."""
+
+    coefficients: dict[str, float]
+    residual: float
+    condition: float
+
+
+def _fit(fields: dict[str, Tensor], target: Tensor) -> Fit:
+    """Solve target = Σ c·field by least squares on fields of norm 1."""
     matrix = torch.stack(list(fields.values()), dim=1)
     norms = matrix.norm(dim=0)
     solution = torch.linalg.lstsq(matrix / norms, target.unsqueeze(1), driver="gelsd").solution.squeeze(1)
-    left = target - matrix / norms @ solution
-    coefficients = {name: float(c) for name, c in zip(fields, solution / norms, strict=True)}
-    return coefficients, left, float(torch.linalg.cond(matrix / norms))
+    residual = float((target - matrix / norms @ solution).norm() / target.norm())
+    condition = float(torch.linalg.cond(matrix / norms))
+    # What the residual could have moved is no coefficient.
+    solution[solution.abs() <= max(FIT, residual * condition) * solution.abs().max()] = 0.0
+    return Fit(dict(zip(fields, (solution / norms).tolist(), strict=True)), residual, condition)
 
 
-def _find(loss_fn: Loss, batch: Population, drift: float, level: str) -> Finding:
+def _find(black_box: Gradient, batch: Population, drift: float, level: str, scale: float = 1.0) -> Finding:
+    """The finding at a drift; ``scale`` is the loss's normaliser if its reward part does not tell."""
     logits = batch.old + drift * batch.drift
     leaf = logits.clone().requires_grad_()
     policies = Policies(leaf.log_softmax(-1), batch.old, batch.ref)
@@ -222,23 +261,53 @@ def _find(loss_fn: Loss, batch: Population, drift: float, level: str) -> Finding
         for name in TERMS
         if drift > 0 or name not in AGAINST_SAMPLER
     }
-    at_zero = exact_gradient(loss_fn, batch, logits, 0.0 * batch.reward)
-    of_reward = exact_gradient(loss_fn, batch, logits, batch.reward) - at_zero
+    at_zero = black_box(logits, 0.0 * batch.reward)
+    vectors = {"reward": black_box(logits, batch.reward) - at_zero, "penalty": at_zero}
     spread = float((policies.current - policies.old).abs().max().detach())
     facts = (drift, spread, tuple(name for name in TERMS if name not in fields), level)
-    if not bool((at_zero + of_reward).isfinite().all()):
-        return Finding({}, math.inf, math.nan, math.nan, *facts)
+    if not all(bool(part.isfinite().all()) for part in vectors.values()):
+        return Finding({}, math.inf, math.nan, math.nan, *facts, vectors=vectors)
 
-    found, residuals, condition = dict.fromkeys(fields, 0.0), [0.0], 1.0
-    reward_field = {"reward": fields.pop("reward")}
-    size = max(float(of_reward.norm()), float(at_zero.norm()))
-    for part, terms in ((of_reward, reward_field), (at_zero, fields)):
-        if part.norm() > _ZERO * size:
-            coefficients, left, condition = _fit(terms, part)
-            largest = max(map(abs, coefficients.values()))
-            found |= {name: c if abs(c) > FIT * largest else 0.0 for name, c in coefficients.items()}
-            residuals.append(float(left.norm() / part.norm()))
-    # A loss that ignores the advantages has no reward to measure its normaliser by.
-    scale = abs(found["reward"]) or 1.0
-    fit = Finding({k: c / scale for k, c in found.items()}, max(residuals), scale, condition, *facts)
-    return fit if fit.residual < fit.no_fit else replace(fit, coefficients={})
+    terms = {"reward": {"reward": fields.pop("reward")}, "penalty": fields}
+    size = max(float(vector.norm()) for vector in vectors.values())
+    found, fits = dict.fromkeys(("reward", *fields), 0.0), dict[str, Fit]()
+    for part, vector in vectors.items():
+        fit = _fit(terms[part], vector) if vector.norm() > _ZERO * size else None
+        if fit is None or (fit.residual > NO_FIT and vector.norm() < _ZERO_SINGLE * size):
+            vectors[part] = torch.zeros_like(vector)
+        else:
+            fits[part], found = fit, found | fit.coefficients
+    worst = max((fit.residual for fit in fits.values()), default=0.0)
+    condition = max((fit.condition for fit in fits.values()), default=1.0)
+    # What ignores the advantages, or does something else with them, has no reward to measure its normaliser by.
+    measured = "reward" in fits and fits["reward"].residual < NO_FIT
+    scale = abs(found["reward"]) if measured else scale
+    found = {name: c / scale for name, c in found.items()}
+    finding = Finding(found, worst, scale, condition, *facts, vectors=vectors)
+    parts = {
+        part: Objective({name: found[name] for name in terms[part] if found[name]}, level)
+        if fit.residual < finding.no_fit
+        else None
+        for part, fit in fits.items()
+    }
+    return replace(finding, parts=parts, coefficients=found if worst < finding.no_fit else {})
+
+
+def _forms(report: Report) -> Iterator[str]:
+    """Name the known form that has a part's gradient, with one factor for both regimes."""
+    on, off, batch = report.on_policy, report.off_policy, report.population
+    for part, rows, sentence in (
+        ("reward", REWARDS, "the reward part has the gradient of {form}"),
+        ("penalty", PENALTIES, "the penalty part has the gradient of {c:.3g} × {form}"),
+    ):
+        right = part == "reward" and None not in (on.parts.get(part), off.parts.get(part))
+        if right or not off.vectors[part].any():
+            continue
+        target = torch.cat([on.vectors[part], off.vectors[part]])
+        for form, loss_fn in rows.items():
+            logits = (batch.old + at.drift * batch.drift for at in (on, off))
+            shape = torch.cat([exact_gradient(loss_fn, batch, x, batch.reward) for x in logits])
+            c = float(shape @ target / shape.square().sum())
+            if (target - c * shape).norm() < off.no_fit / 10 * target.norm():
+                yield sentence.format(form=form, c=c / on.scale)
+                break

@@ -1,0 +1,96 @@
+"""One line for anybody's test suite: this loss has the gradient of that objective."""
+
+from collections.abc import Iterator, Sequence
+
+from rpg_ref.audit.identify import Finding, Report, identify
+from rpg_ref.audit.objective import TERMS, Objective
+from rpg_ref.audit.population import Loss
+
+_GROUPS = range(2, 65)
+_OTHER_DIRECTION = {
+    "reverse_kl": "forward_kl",
+    "forward_kl": "reverse_kl",
+    "reverse_kl_old": "forward_kl_old",
+    "forward_kl_old": "reverse_kl_old",
+}
+
+
+def assert_gradient(
+    loss_fn: Loss | Report,
+    *,
+    level: str = "token",
+    tolerance: float = 1e-6,
+    regimes: Sequence[str] = ("on_policy", "off_policy"),
+    seed: int = 0,
+    **terms: float,
+) -> None:
+    """Fail unless a loss has the gradient of an objective, up to the loss's own normaliser.
+
+    Args:
+        loss_fn: as for ``identify``; or a Report, such as that of ``identify_model(step)``.
+        level: of the objective, "token" or "sequence".
+        tolerance: largest difference of a coefficient, relative to the largest one asked for beside the reward.
+        regimes: where it must hold: "on_policy", "off_policy" or both.
+        seed: of the policies.
+        terms: coefficients of J by name, as of Objective: ``reward=1.0, reverse_kl=0.1``; those not named are 0. Only
+            their ratios count, since a loss may be divided by anything: ``reward=2.0, reverse_kl=0.2`` is the same.
+
+    Raises:
+        AssertionError: the gradient is another one, or the report names a fault, such as a mask ignored; the message
+            is the verdict and the mistakes that it looks like.
+        ValueError: as ``identify``; a term is unknown, or none is given.
+
+    Source: ours.
+    """
+    wanted = Objective(terms, level)
+    if not any(terms.values()):
+        raise ValueError("no term is asked for; name at least one, such as reward=1.0")
+    report = loss_fn if isinstance(loss_fn, Report) else identify(loss_fn, level=level, seed=seed)
+    found = {name: getattr(report, name) for name in regimes}
+    differences = {name: list(_differences(finding, wanted, tolerance)) for name, finding in found.items()}
+    if not any(differences.values()) and not report.faults:
+        return
+    lines = [f"the loss has not the gradient of {wanted}; {str(report).splitlines()[0]}"]
+    lines += [f"{name.replace('_', '-')}: {line}" for name in differences for line in differences[name]]
+    raise AssertionError("\n- ".join([*lines, *report.faults, *report.forms, *report.hazards]))
+
+
+def _differences(finding: Finding, wanted: Objective, tolerance: float) -> Iterator[str]:
+    """Say which coefficients are others than wanted, and what each mistake looks like."""
+    if finding.objective is None:
+        yield "no known objective"
+        return
+    asked = {name: wanted.terms.get(name, 0.0) for name in finding.coefficients}
+    got = finding.coefficients
+    # Only ratios count: both are measured by the reward, or by the largest term of an objective without one.
+    yardstick = "reward" if asked["reward"] else max(asked, key=lambda name: abs(asked[name]))
+    if not got[yardstick]:
+        yield f"{TERMS[yardstick]} has no effect"
+        return
+    if (got[yardstick] > 0) != (asked[yardstick] > 0):
+        yield "the whole loss has the wrong sign" if yardstick == "reward" else f"{TERMS[yardstick]} has the wrong sign"
+        return
+    unit = asked[yardstick] / got[yardstick]
+    others = [abs(c) for name, c in asked.items() if name != yardstick and c]
+    largest = max(others, default=abs(asked[yardstick]))
+    for name, c in asked.items():
+        difference = abs(unit * got[name] - c)
+        if difference > tolerance * largest:
+            known = _looks_like(name, asked, got, unit)
+            yield f"{TERMS[name]} has coefficient {unit * got[name]:.6g}, not {c:.6g}{known}"
+
+
+def _looks_like(name: str, asked: dict[str, float], got: dict[str, float], unit: float) -> str:
+    c, found = asked[name], unit * got[name]
+    other = _OTHER_DIRECTION.get(name, name)
+    if c == 0:
+        return ""
+    if found == 0:
+        instead = other != name and abs(unit * got.get(other, 0.0) / c - 1) < 1e-4
+        return f": it is the other direction, {TERMS[other]}" if instead else ": it has no effect"
+    known = {-1.0: "the wrong sign", 2.0: "counted twice", 0.5: "halved", 3.0: "summed over tokens, not averaged"}
+    known |= {1 / 3: "averaged over tokens, not summed"}
+    known |= {(G - 1) / G: f"(G − 1)/G with G = {G}, a baseline that contains its own sample" for G in _GROUPS[1:]}
+    known |= {G / (G - 1): f"G/(G − 1) with G = {G}, rewards less a baseline that contains them" for G in _GROUPS[1:]}
+    nearest = min(known, key=lambda factor: abs(found / c - factor))
+    return f": {known[nearest]}" if abs(found / c - nearest) < 1e-4 else ""

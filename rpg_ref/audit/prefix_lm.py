@@ -1,0 +1,245 @@
+"""A causal language model whose every probability is known, and the batch that a trainer's step is given with it."""
+
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass, fields
+from itertools import pairwise
+from types import SimpleNamespace
+from typing import Any, NamedTuple
+
+import torch
+from jaxtyping import Float, Int
+from torch import Tensor, nn
+
+from rpg_ref.audit.oracle import PrefixTree
+from rpg_ref.audit.population import scalar_of
+
+PAD, EOS, BOS, FIRST = 0, 1, 2, 3
+"""Token ids: padding, end of a response, start of a prompt; token k of the tree is FIRST + k."""
+
+# The probability of a token outside the tree is e⁻⁶⁰ at temperature 1: no row of the population is missing.
+_NEVER = -60.0
+_STRAY_ROWS = 257
+
+
+@dataclass(frozen=True)
+class ModelBatch:
+    """What a trainer's loss computation takes; its tensors are also items, ``batch["input_ids"]``.
+
+    Attributes:
+        prompt_ids: [B, P], padded on the left.
+        prompt_mask: [B, P], 1 for tokens and 0 for padding.
+        completion_ids: [B, T], padded on the right; ends with EOS unless it was cut off.
+        completion_mask: [B, T], 1 for tokens, EOS included, and 0 for padding.
+        input_ids: [B, P + T], prompt and completion.
+        attention_mask: [B, P + T], the two masks.
+        labels: [B, P + T], the completion's ids in their places in ``input_ids`` and −100 elsewhere.
+        logp_old: log π_old of the completion's tokens at ``temperature``, [B, T], 0 behind the end.
+        logp_ref: log π_ref of them, at ``temperature``, [B, T], 0 behind the end.
+        advantages: one per response, [B].
+        temperature: what the logits are divided by before the softmax, in π_θ, π_old and π_ref.
+
+    Source: ours.
+    """
+
+    prompt_ids: Int[Tensor, "B P"]
+    prompt_mask: Int[Tensor, "B P"]
+    completion_ids: Int[Tensor, "B T"]
+    completion_mask: Int[Tensor, "B T"]
+    input_ids: Int[Tensor, "B L"]
+    attention_mask: Int[Tensor, "B L"]
+    labels: Int[Tensor, "B L"]
+    logp_old: Float[Tensor, "B T"]
+    logp_ref: Float[Tensor, "B T"]
+    advantages: Float[Tensor, "B"]
+    temperature: float
+
+    def __getitem__(self, name: str) -> Any:
+        """Return the field of that name."""
+        return getattr(self, name)
+
+    def keys(self) -> list[str]:
+        """Return the names, so that ``dict(batch)`` and ``**batch`` work."""
+        return [field.name for field in fields(self)]
+
+
+class PrefixTreeLM(nn.Module):
+    """A causal language model that is a table: one row of logits for each prefix of a tree after one prompt.
+
+    Every other context (a prompt's own tokens, what follows EOS, a context that shows padding or lost its positions)
+    has a row of its own in ``stray``, chosen by a hash of the context, so that a gradient there is a finding.
+
+    Args:
+        tree: the responses.
+        prompts: token ids of each prompt; all have the same rows.
+
+    Attributes:
+        rows: logits [S, V] of the tree's states, over all token ids.
+        stray: logits of every other context.
+        config: ``vocab_size``, ``pad_token_id``, ``eos_token_id``, ``bos_token_id``.
+
+    Source: ours; PAPER §5 for the tree.
+    """
+
+    def __init__(self, tree: PrefixTree, prompts: tuple[tuple[int, ...], ...] = ((BOS, FIRST),)) -> None:
+        super().__init__()
+        vocabulary = FIRST + tree.vocabulary
+        rng = torch.Generator().manual_seed(0)
+        self.tree = tree
+        self.rows = nn.Parameter(torch.zeros((tree.states, vocabulary), dtype=torch.float64))
+        self.stray = nn.Parameter(torch.randn((_STRAY_ROWS, vocabulary), generator=rng, dtype=torch.float64))
+        self.config = SimpleNamespace(
+            vocab_size=vocabulary, pad_token_id=PAD, eos_token_id=EOS, bos_token_id=BOS, model_type="prefix_tree"
+        )
+        prefixes = {
+            tuple(FIRST + token for token in response[:t].tolist()): int(state[t])
+            for response, state in zip(tree.tokens, tree.state, strict=True)
+            for t in range(tree.horizon)
+        }
+        self._row_of = {prompt + prefix: row for prompt in prompts for prefix, row in prefixes.items()}
+        self.calls: list[Call] = []
+
+    @property
+    def device(self) -> torch.device:
+        """The parameters' device."""
+        return self.rows.device
+
+    @property
+    def dtype(self) -> torch.dtype:
+        """The parameters' dtype, float64."""
+        return self.rows.dtype
+
+    def set_policy(self, logits: Float[Tensor, "S V"], temperature: float = 1.0) -> None:
+        """Make softmax(logits) the distribution at a temperature; tokens outside the tree get none.
+
+        Args:
+            logits: of the tree's tokens, [S, V].
+            temperature: τ > 0: the model's own logits are τ times as large.
+
+        Source: ours.
+        """
+        with torch.no_grad():
+            self.rows.fill_(_NEVER)
+            self.rows[:, FIRST:] = temperature * logits
+
+    def forward(
+        self,
+        input_ids: Int[Tensor, "B L"],
+        attention_mask: Tensor | None = None,
+        position_ids: Tensor | None = None,
+        logits_to_keep: int | Tensor = 0,
+        **ignored: Any,
+    ) -> SimpleNamespace:
+        """Return ``.logits`` [B, L, V], of the last ``logits_to_keep`` positions if that is not 0.
+
+        Args:
+            input_ids: token ids [B, L].
+            attention_mask: [B, L], 1 for the tokens that are seen; None: all are.
+            position_ids: [B, L]; a position that does not follow its predecessor's makes a context another.
+            logits_to_keep: as in transformers.
+            ignored: what else transformers' models take.
+
+        Returns:
+            An object with ``.logits``.
+
+        Source: the calling convention of transformers' causal language models.
+        """
+        seen = torch.ones_like(input_ids) if attention_mask is None else attention_mask.long()
+        places = seen.cumsum(1) if position_ids is None else position_ids.expand_as(input_ids)
+        unique, inverse = torch.unique(torch.stack([input_ids, seen, places], 1), dim=0, return_inverse=True)
+        index = torch.tensor([self._rows_along(*row) for row in unique.tolist()], device=self.device)[inverse]
+        logits = torch.cat([self.rows, self.stray])[index]
+        if logits.requires_grad:
+            logits.retain_grad()
+            self.calls.append(Call(input_ids, index < len(self.rows), logits))
+        last = slice(-logits_to_keep, None) if isinstance(logits_to_keep, int) else logits_to_keep
+        return SimpleNamespace(logits=logits[:, last])
+
+    def _rows_along(self, ids: list[int], seen: list[int], places: list[int]) -> list[int]:
+        """The row of each position, from the tokens seen up to it and the gaps between their places."""
+        rows, context = [], list[tuple[int, int]]()
+        for token, visible, place in zip(ids, seen, places, strict=True):
+            if visible:
+                context.append((token, place))
+            gaps = {after[1] - before[1] for before, after in pairwise(context)}
+            known = self._row_of.get(tuple(token for token, _ in context)) if visible and gaps <= {1} else None
+            stray = len(self.rows) + hash((visible, *context)) % _STRAY_ROWS
+            rows.append(stray if known is None else known)
+        return rows
+
+
+class Call(NamedTuple):
+    """One call of the model: token ids [B, L], whether each context is a response's own, and the logits [B, L, V]."""
+
+    ids: Int[Tensor, "B L"]
+    ordinary: Tensor
+    logits: Float[Tensor, "B L V"]
+
+
+Step = Callable[[PrefixTreeLM, ModelBatch], Any]
+"""step(model, batch) ↦ a scalar loss, or anything with one as ``.loss``; or it calls backward itself."""
+
+
+def model_batch(
+    prompts: Sequence[tuple[int, ...]],
+    completions: Sequence[tuple[int, ...]],
+    logp_old: Float[Tensor, "B T"],
+    logp_ref: Float[Tensor, "B T"],
+    advantages: Float[Tensor, "B"],
+    temperature: float,
+) -> ModelBatch:
+    """Pad prompts on the left and completions on the right.
+
+    Args:
+        prompts: token ids of each row.
+        completions: token ids of each row.
+        logp_old: [B, T].
+        logp_ref: [B, T].
+        advantages: [B].
+        temperature: τ.
+
+    Returns:
+        The batch.
+
+    Source: ours.
+    """
+    width, length = max(map(len, prompts)), logp_old.shape[1]
+    prompt_ids = torch.tensor([(PAD,) * (width - len(row)) + row for row in prompts])
+    completion_ids = torch.tensor([row + (PAD,) * (length - len(row)) for row in completions])
+    prompt_mask, completion_mask = (prompt_ids != PAD).long(), (completion_ids != PAD).long()
+    return ModelBatch(
+        prompt_ids,
+        prompt_mask,
+        completion_ids,
+        completion_mask,
+        torch.cat([prompt_ids, completion_ids], 1),
+        torch.cat([prompt_mask, completion_mask], 1),
+        torch.cat([torch.full_like(prompt_ids, -100), completion_ids.where(completion_mask == 1, -100)], 1),
+        logp_old.where(completion_mask == 1, 0.0),
+        logp_ref.where(completion_mask == 1, 0.0),
+        advantages,
+        temperature,
+    )
+
+
+def run_step(step: Step, model: PrefixTreeLM, batch: ModelBatch) -> None:
+    """Run a trainer's step and leave its gradients in the model's parameters and recorded calls.
+
+    Args:
+        step: the step.
+        model: its model.
+        batch: its batch.
+
+    Raises:
+        ValueError: it returns no scalar tensor, NaN, or nothing that depends on the model.
+
+    Source: ours.
+    """
+    model.calls.clear()
+    model.zero_grad()
+    output = step(model, batch)
+    if any(p.grad is not None for p in model.parameters()):
+        return
+    loss = scalar_of(output, "step")
+    if bool(loss.isnan()):
+        raise ValueError("the step returned NaN for finite log-probabilities and advantages; nothing can be said of it")
+    torch.autograd.backward(loss)

@@ -1,0 +1,214 @@
+"""What a fit cannot see: gradients that are missing, NaN or inf far away, and a mask, padding or split that matters."""
+
+import math
+from collections.abc import Callable, Iterator
+from itertools import chain
+from typing import NamedTuple
+
+import torch
+from jaxtyping import Bool, Float
+from torch import Tensor
+
+ScalarLoss = Callable[..., Tensor]
+"""loss(logp, logp_old, logp_ref, advantages [B], mask) ↦ a scalar tensor."""
+
+# Rounding: float64 leaves 1e-15, single precision 1e-7.
+_SAME = 1e-5
+_FAR_NATS = (5.0, 10.0, 20.0, 50.0, 90.0, 200.0, 340.0)
+
+
+class Rows(NamedTuple):
+    """A batch: log-probs under π_θ, π_old and π_ref and mask, [B, T], advantages [B]."""
+
+    p: Float[Tensor, "B T"]
+    q: Float[Tensor, "B T"]
+    r: Float[Tensor, "B T"]
+    A: Float[Tensor, "B"]
+    mask: Bool[Tensor, "B T"]
+
+
+def probe(loss: ScalarLoss) -> tuple[tuple[str, ...], tuple[str, ...]]:
+    """Say what is wrong with a loss beside its objective.
+
+    Args:
+        loss: from ``as_loss``.
+
+    Returns:
+        Faults and hazards, a sentence each.
+
+    Source: ours.
+    """
+    faults, hazards = (_mask, _aggregation), (_detached, _padding, _split, _advantages, _far, _dead)
+    return tuple(chain(*(look(loss) for look in faults))), tuple(chain(*(look(loss) for look in hazards)))
+
+
+def _rows(*, even: bool) -> Rows:
+    """Eight responses of three to six tokens, or of four each; near π_old, advantages of mean zero."""
+    rng = torch.Generator().manual_seed(0)
+    p, gap_q, gap_r = torch.randn((3, 8, 6), generator=rng, dtype=torch.float64)
+    p = -0.7 - p.abs()
+    A = torch.randn(8, generator=rng, dtype=torch.float64)
+    length = torch.tensor([4] * 8 if even else [3, 6, 4, 5, 3, 3, 6, 5])
+    mask = torch.arange(6) < length[:, None]
+    rows = Rows(p, p + 1e-3 * gap_q, p + 0.3 * gap_r, A - A.mean(), mask)
+    return Rows._make(x[:, :4] if x.ndim == 2 else x for x in rows) if even else rows
+
+
+def _pull(loss: ScalarLoss, rows: Rows) -> Float[Tensor, "B T"]:
+    """−∂loss/∂log π_θ: how hard each token is pulled up."""
+    leaf = rows.p.clone().requires_grad_()
+    value = loss(leaf, *rows[1:])
+    (gradient,) = torch.autograd.grad(value, leaf, allow_unused=True, materialize_grads=True)
+    return -gradient
+
+
+def _value(loss: ScalarLoss, rows: Rows) -> float:
+    return float(loss(rows.p.clone().requires_grad_(), *rows[1:]).detach())
+
+
+def _differ(a: Tensor, b: Tensor) -> bool:
+    """Whether two gradients differ by more than single precision; a NaN differs from everything."""
+    return not bool((a - b).abs().max() <= _SAME * torch.maximum(a.abs().max(), b.abs().max()))
+
+
+def _no_advantages(rows: Rows) -> Rows:
+    return rows._replace(A=torch.zeros_like(rows.A))
+
+
+def _detached(loss: ScalarLoss) -> Iterator[str]:
+    """What changes the loss's value and not its gradient."""
+    rows = _rows(even=True)
+    for what, other in (
+        ("the advantages change", rows._replace(A=2 * rows.A)),
+        ("the reference changes", rows._replace(r=rows.r - 0.5)),
+    ):
+        value, changed = _value(loss, rows), _value(loss, other)
+        moves = abs(changed - value) > _SAME * max(abs(value), abs(changed))
+        if moves and not _differ(_pull(loss, rows), _pull(loss, other)):
+            yield f"{what} the loss's value and not its gradient: unweighted k1, or a detached term"
+
+
+def _mask(loss: ScalarLoss) -> Iterator[str]:
+    """Whether an ordinary number behind the mask matters."""
+    rows = _rows(even=False)
+    pull = _pull(loss, rows)
+    if bool((pull * ~rows.mask).any()):
+        yield "tokens behind the mask get a gradient: the mask is ignored, padding is counted"
+    elif _differ(pull, _pull(loss, _filled(rows, -3.0))):
+        yield "values behind the mask change the gradient of the tokens before it"
+
+
+def _filled(rows: Rows, fill: float) -> Rows:
+    return Rows._make([*(torch.where(rows.mask, x, fill) for x in rows[:3]), rows.A, rows.mask])
+
+
+def _padding(loss: ScalarLoss) -> Iterator[str]:
+    """Whether the amount of padding matters, or NaN and −inf in it."""
+    rows = _rows(even=False)
+    pull = _pull(loss, rows)
+    if bool((pull * ~rows.mask).any()):
+        return
+    wider = Rows._make(torch.nn.functional.pad(x, (0, 2)) if x.ndim == 2 else x for x in rows)
+    ratio = float(_pull(loss, wider)[:, :-2].norm() / pull.norm())
+    if abs(ratio - 1) > _SAME:
+        yield f"two more columns of padding multiply the gradient by {ratio:.3g}: padding is counted in the denominator"
+    for name, fill in (("−inf", -math.inf), ("NaN", math.nan)):
+        if not bool(_pull(loss, _filled(rows, fill)).isfinite().all()):
+            yield f"{name} behind the mask makes the gradient NaN: replace masked values before the arithmetic"
+            return
+
+
+def weighing(pull: Float[Tensor, "B T"], advantages: Float[Tensor, "B"], mask: Bool[Tensor, "B T"]) -> str | None:
+    """Say how much a token of a long response weighs, if that is none of the usual ways.
+
+    Args:
+        pull: coefficient of each token's ∇log π_θ that the advantages cause, on-policy, [B, T].
+        advantages: [B].
+        mask: [B, T].
+
+    Returns:
+        A sentence, or None for token-mean, seq-mean-token-mean and seq-mean-token-sum.
+
+    Source: ours.
+    """
+    length = mask.sum(1, keepdim=True).double()
+    weights = torch.where(mask, pull / advantages[:, None], 0.0)
+    for power, sentence in (
+        (0.0, None),
+        (-1.0, None),
+        (-2.0, "1/T², as if divided by the length twice"),
+        (-0.5, "1/√T"),
+        (1.0, "T"),
+    ):
+        usual = length**power * mask
+        factor = (weights * usual).sum() / usual.square().sum()
+        if factor != 0 and not _differ(weights, factor * usual):
+            return None if sentence is None else f"a token of a response of length T weighs {sentence}"
+    return "the tokens of one response do not weigh the same on-policy, or not in proportion to its advantage"
+
+
+def _aggregation(loss: ScalarLoss) -> Iterator[str]:
+    rows = _rows(even=False)
+    rows = rows._replace(q=rows.p)
+    pull = _pull(loss, rows) - _pull(loss, _no_advantages(rows))
+    sentence = weighing(pull, rows.A, rows.mask) if bool(pull.any()) else None
+    if sentence is not None:
+        yield sentence
+
+
+def _split(loss: ScalarLoss) -> Iterator[str]:
+    """Whether the mean over two micro-batches is the batch's."""
+    for even, what in ((True, "responses of equal lengths"), (False, "responses of different lengths")):
+        rows = _rows(even=even)
+        halves = [Rows._make(x[half] for x in rows) for half in (slice(0, 4), slice(4, 8))]
+        mean = torch.cat([_pull(loss, half) for half in halves]) / 2
+        if _differ(_pull(loss, rows), mean):
+            yield f"the gradient depends on the split into micro-batches, for {what}"
+            return
+
+
+def _advantages(loss: ScalarLoss) -> Iterator[str]:
+    """Whether the loss uses the advantages as they are given."""
+    rows = _rows(even=True)
+    rows = rows._replace(q=rows.p)
+    zero = _pull(loss, _no_advantages(rows))
+    once, twice, raised = (_pull(loss, rows._replace(A=A)) - zero for A in (rows.A, 2 * rows.A, rows.A + 1))
+    if _differ(2 * once, twice):
+        yield "the gradient is not proportional to the advantages: they are normalised or clipped inside"
+    elif bool(once.any()) and not _differ(once, raised):
+        yield "a constant added to all advantages changes nothing: their mean is subtracted inside"
+
+
+def _one_far(rows: Rows, which: str, nats: float) -> Rows:
+    """Move the first token of every response away from π_old or π_ref by some nats."""
+    first = torch.zeros_like(rows.p)
+    first[:, 0] = nats
+    # Away from one of them only: the other stays where π_θ is.
+    base = rows._replace(q=rows.p, r=rows.p)
+    return base._replace(**{which: rows.p - first})
+
+
+def _far(loss: ScalarLoss) -> Iterator[str]:
+    """Where the gradient stops being finite."""
+    rows = _rows(even=True)
+    for which, name in (("q", "π_old"), ("r", "π_ref")):
+        for sign, word in ((1, "+"), (-1, "−")):
+            for nats in _FAR_NATS:
+                if not bool(_pull(loss, _one_far(rows, which, sign * nats)).isfinite().all()):
+                    yield f"NaN or infinite gradient at log π_θ/{name} = {word}{nats:.0f}"
+                    break
+
+
+def _dead(loss: ScalarLoss) -> Iterator[str]:
+    """Where a token that has drifted from the reference is no longer pulled back."""
+    nats = torch.linspace(0.05, 20, 400, dtype=torch.float64)
+    p = torch.full((len(nats), 4), -1.0, dtype=torch.float64)
+    for sign, word, beyond in ((1, "", "above"), (-1, "−", "below")):
+        r = p.clone()
+        r[:, 0] -= sign * nats
+        dead = _pull(loss, Rows(p, p, r, 0 * nats, torch.ones(p.shape, dtype=torch.bool)))[:, 0] == 0
+        if bool(dead.any()) and not bool(dead[0]):
+            yield (
+                f"the penalty has no gradient {beyond} log π_θ/π_ref = {word}{float(nats[dead][0]):.1f}: "
+                "a clamp of its value stops the tokens that drifted most"
+            )

@@ -1,0 +1,233 @@
+"""Which tokens does a step score, at which positions and which temperature? Read off the gradient at the logits.
+
+A log-probability of label y at temperature τ leaves c·(1[v = y] − softmax(z/τ)[v])/τ at the logits z of its position:
+of all tokens y alone has another sign, and the others' log-magnitudes lie on a line of slope 1/τ over z.
+"""
+
+from collections.abc import Iterator
+from dataclasses import replace
+from typing import NamedTuple
+
+import torch
+from jaxtyping import Float
+from torch import Tensor
+
+from rpg_ref.audit.oracle import prefix_tree
+from rpg_ref.audit.prefix_lm import BOS, EOS, FIRST, PAD, Call, ModelBatch, PrefixTreeLM, Step, model_batch, run_step
+from rpg_ref.audit.probes import weighing
+
+_LINE = 1e-4
+_PROMPTS = ((BOS, FIRST), (BOS, FIRST + 2, FIRST + 1, FIRST + 3))
+# Neighbours differ, so that a shifted label is another token.
+_COMPLETIONS = tuple(
+    tuple(FIRST + token if token >= 0 else EOS for token in row)
+    for row in ((1, 2, 0), (3, 0, -1), (2, -1), (1, 0, 3), (2, 3, -1), (1, -1), (3, 1, 2), (2, 1, -1))
+)
+
+
+class Scored(NamedTuple):
+    """A position of which the step used the log-probability of one token.
+
+    Attributes:
+        row: of the batch.
+        place: of the position in the row as the model was given it, padding counted.
+        at: the same among the row's tokens, padding left out; None on padding.
+        label: the token.
+        temperature: that the logits were divided by.
+        pull: coefficient of ∇log-probability in the descent direction.
+        ordinary: whether the context was the prompt and the response so far, nothing else.
+    """
+
+    row: int
+    place: int
+    at: int | None
+    label: int
+    temperature: float
+    pull: float
+    ordinary: bool
+
+
+class Unreadable(ValueError):
+    """The gradient at the logits is none that log-probabilities of the batch's tokens leave."""
+
+
+def read_tokens(step: Step, temperature: float) -> list[str]:
+    """Say what a step does to the batch's tokens.
+
+    Args:
+        step: as for ``identify_model``.
+        temperature: of the batch.
+
+    Returns:
+        A sentence for each mistake; none for a step that scores each response token once, on its own context.
+
+    Raises:
+        ValueError: as ``run_step``.
+
+    Source: the gradient of a log-softmax.
+    """
+    model = PrefixTreeLM(prefix_tree(4, 3), _PROMPTS)
+    batch = _batch(model, temperature)
+    plus, minus, zero = (_pulls(step, model, replace(batch, advantages=s * batch.advantages)) for s in (1.0, -1.0, 0.0))
+    if (
+        not [call.ids.shape for call, _ in plus]
+        == [call.ids.shape for call, _ in minus]
+        == [call.ids.shape for call, _ in zero]
+    ):
+        return ["the model is called differently when the advantages change: the step's tokens cannot be read"]
+    # A clip stops a token for one sign of its advantage: between them the two signs show all.
+    parts = [
+        [(call, pull - rest) for (call, pull), (_, rest) in zip(side, zero, strict=True)] for side in (plus, minus)
+    ]
+    reads_advantages = any(bool(pull.any()) for part in parts for _, pull in part)
+    try:
+        sides = [list(_scored(part, batch)) for part in (parts if reads_advantages else [zero])]
+    except Unreadable as error:
+        return [str(error)]
+    scored = {(s.row, s.place): s for side in reversed(sides) for s in side}
+    mistakes = list(_mistakes(list(scored.values()), batch))
+    if any(len({(s.row, s.place) for s in side}) < len(side) for side in sides):
+        mistakes.append("tokens are scored twice: the model is called more than once on the same rows")
+    weights = _weighing(sides[0], batch) if reads_advantages and not mistakes else None
+    return mistakes if weights is None else [weights]
+
+
+def _batch(model: PrefixTreeLM, temperature: float) -> ModelBatch:
+    """Eight responses of two and three tokens to two prompts of different lengths; π_old is π_θ."""
+    rng = torch.Generator().manual_seed(1)
+    prompts = [_PROMPTS[i % 2] for i in range(len(_COMPLETIONS))]
+    with torch.no_grad():
+        model.rows.copy_(torch.randn(model.rows.shape, generator=rng, dtype=torch.float64))
+    A = torch.randn(len(prompts), generator=rng, dtype=torch.float64)
+    blank = torch.zeros((len(prompts), max(map(len, _COMPLETIONS))), dtype=torch.float64)
+    batch = model_batch(prompts, _COMPLETIONS, blank, blank, A - A.mean(), temperature)
+    with torch.no_grad():
+        logits = model(batch.input_ids, batch.attention_mask).logits / temperature
+    ids, width = batch.completion_ids, batch.prompt_ids.shape[1]
+    logp = logits[:, width - 1 : -1].log_softmax(-1).gather(-1, ids[..., None]).squeeze(-1)
+    ref = logp + 0.3 * torch.randn(logp.shape, generator=rng, dtype=torch.float64)
+    return model_batch(prompts, _COMPLETIONS, logp, ref, A - A.mean(), temperature)
+
+
+def _pulls(step: Step, model: PrefixTreeLM, batch: ModelBatch) -> list[tuple[Call, Tensor]]:
+    run_step(step, model, batch)
+    return [(call, -call.logits.grad) for call in model.calls if call.logits.grad is not None]
+
+
+def _tokens(ids: list[int]) -> list[int]:
+    return [token for token in ids if token != PAD]
+
+
+def _scored(calls: list[tuple[Call, Tensor]], batch: ModelBatch) -> Iterator[Scored]:
+    row_of = {tuple(_tokens(row)): i for i, row in enumerate(batch.input_ids.tolist())}
+    smallest = 1e-9 * max((float(pull.abs().max()) for _, pull in calls), default=0.0)
+    for call, pull in calls:
+        for ids, ordinary, logits, gradients in zip(
+            call.ids.tolist(), call.ordinary, call.logits.detach(), pull, strict=True
+        ):
+            live = [place for place, g in enumerate(gradients) if g.abs().max() > smallest]
+            row = row_of.get(tuple(_tokens(ids)))
+            if live and row is None:
+                raise Unreadable("the step scores sequences that are not the batch's prompts and responses")
+            for place in live:
+                label, temperature, c = _read(gradients[place], logits[place])
+                at = None if ids[place] == PAD else len(_tokens(ids[: place + 1])) - 1
+                yield Scored(row or 0, place, at, label, temperature, c, bool(ordinary[place]))
+
+
+def _read(gradient: Float[Tensor, "V"], logits: Float[Tensor, "V"]) -> tuple[int, float, float]:
+    """The label, temperature and coefficient of a log-probability whose gradient at the logits this is."""
+    best = (float("inf"), 0, 0.0, 0.0)
+    for label in range(len(logits)):
+        others = torch.arange(len(logits)) != label
+        g, z = gradient[others], logits[others]
+        if not (bool((g > 0).all()) or bool((g < 0).all())):
+            continue
+        x, y = z - z.mean(), g.abs().log() - g.abs().log().mean()
+        slope = float((x * y).sum() / x.square().sum())
+        error = float((y - slope * x).abs().max())
+        if slope > 0 and error < best[0]:
+            softmax = (logits * slope).softmax(-1)
+            best = (error, label, 1 / slope, float(gradient[label] / slope / (1 - softmax[label])))
+    if best[0] > _LINE:
+        raise Unreadable("a position's gradient is not that of one token's log-probability: its tokens cannot be read")
+    return best[1:]
+
+
+def _mistakes(scored: list[Scored], batch: ModelBatch) -> Iterator[str]:
+    rows = [_tokens(row) for row in batch.input_ids.tolist()]
+    starts = batch.prompt_mask.sum(1).tolist()
+    if not scored:
+        yield "no token gets a gradient"
+        return
+    yield from _wrong_temperature({round(s.temperature, 6) for s in scored}, batch.temperature)
+    if _takes_left_padding_for_right(scored, batch):
+        yield "left and right padding are mixed up: responses are cut out where they would start without the padding"
+        return
+    on_tokens = [(s, s.at) for s in scored if s.at is not None]
+
+    def hits(offset: int) -> int:
+        return sum(s.label == dict(enumerate(rows[s.row])).get(at + offset, PAD) for s, at in on_tokens)
+
+    offset = max((1, 0, 2, -1), key=hits)
+    if hits(offset) < 0.9 * len(on_tokens):
+        yield f"log-probabilities of wrong tokens: {hits(1)} of {len(on_tokens)} labels are the token that comes next"
+        return
+    if offset != 1:
+        scores = {0: "the token at it", 2: "the second next token", -1: "the token before it"}[offset]
+        yield f"labels are shifted by one: each position is scored on {scores}, not on the next token"
+        return
+    found = {(s.row, at + 1): s for s, at in on_tokens}
+    wanted = {(row, k) for row, start in enumerate(starts) for k in range(start, len(rows[row]))}
+    prompt = [key for key in found if key[1] < starts[key[0]]]
+    if prompt:
+        yield f"prompt tokens are in the loss: {len(prompt)} of them get a gradient"
+    behind = len(found.keys() - wanted) - len(prompt) + len(scored) - len(on_tokens)
+    if behind:
+        yield f"padding is counted: {behind} places that hold padding get a gradient"
+    yield from _missing(wanted - found.keys(), wanted, rows, starts)
+    strays = sum(not found[key].ordinary for key in wanted & found.keys())
+    if strays:
+        yield (
+            f"{strays} response tokens are scored in a wrong context: the model sees padding, or positions with gaps; "
+            "pass attention_mask, and position_ids counted from it"
+        )
+
+
+def _takes_left_padding_for_right(scored: list[Scored], batch: ModelBatch) -> bool:
+    """Whether all rows are cut out at their prompt's number of tokens, as if nothing stood before the prompt."""
+    width = batch.prompt_ids.shape[1]
+    padding, lengths = (width - batch.prompt_mask.sum(1)).tolist(), batch.completion_mask.sum(1).tolist()
+    early = {(i, width - 1 + t - n) for i, n in enumerate(padding) for t in range(lengths[i])}
+    return {(s.row, s.place) for s in scored} == early
+
+
+def _weighing(scored: list[Scored], batch: ModelBatch) -> str | None:
+    pull = torch.zeros(batch.completion_ids.shape, dtype=torch.float64)
+    for s in scored:
+        pull[s.row, (s.at or 0) + 1 - int(batch.prompt_mask[s.row].sum())] = s.pull
+    return weighing(pull, batch.advantages, batch.completion_mask == 1)
+
+
+def _wrong_temperature(found: set[float], wanted: float) -> Iterator[str]:
+    for tau in sorted(found):
+        if abs(tau - wanted) > 1e-4 * wanted:
+            known = {1.0: "missing", 1 / wanted: "inverted", wanted**2: "applied twice"}
+            how = next((text for t, text in known.items() if abs(tau - t) < 1e-4 * t), "wrong")
+            yield f"the temperature is {how}: the step's is {tau:.3g}, that of the batch {wanted:.3g}"
+
+
+def _missing(
+    missing: set[tuple[int, int]], wanted: set[tuple[int, int]], rows: list[list[int]], prompts: list[int]
+) -> Iterator[str]:
+    kinds = {
+        "EOS is dropped": {key for key in wanted if rows[key[0]][key[1]] == EOS},
+        "the first token of each response is dropped": {key for key in wanted if key[1] == prompts[key[0]]},
+        "the last token of each response is dropped": {key for key in wanted if key[1] == len(rows[key[0]]) - 1},
+    }
+    for kind, keys in kinds.items():
+        if missing and missing == keys:
+            yield f"{kind}: {len(missing)} response tokens get no gradient"
+            return
+    if missing:
+        yield f"{len(missing)} of {len(wanted)} response tokens get no gradient"
