@@ -14,18 +14,12 @@ import rpg_ref.verify as verify_module
 from rpg_ref import (
     RECIPES,
     DualClip,
-    LossOutput,
-    Objective,
     WeightBound,
     differentiable_loss,
     grpo_corrected_loss,
     grpo_loss,
-    k3,
     reinforce_loss,
 )
-from rpg_ref.audit import identify
-from rpg_ref.audit.identify import population
-from rpg_ref.audit.oracle import token_logp
 from rpg_ref.cli import main
 from rpg_ref.verify import verify
 
@@ -210,83 +204,6 @@ def test_an_impostor_is_found(fault, monkeypatch):
 def test_a_faulty_aggregation_is_found(name, aggregate, monkeypatch):
     monkeypatch.setattr(rpg_ref.recipes, "aggregate", aggregate)
     assert not verify(RECIPES[name]).ok
-
-
-def test_no_known_objective_in_either_regime():
-    assert not verify(dataclasses.replace(GRPO, on_policy_penalty=None)).ok
-    nonsense = with_loss(
-        dataclasses.replace(URKL, on_policy_penalty=None, off_policy_penalty=None),
-        lambda logp, old, A, *rest, logp_ref=None: -(logp - old).exp() * A + (logp - logp_ref) ** 4,
-    )
-    assert verify(nonsense).ok
-
-
-def test_identify_separates_the_normaliser():
-    report = identify(lambda *batch: LossOutput(7.0 * RECIPES["rpg-urkl"](*batch).loss, {}))
-    assert report.off_policy.objective == pytest.approx(report.off_policy.objective)
-    assert report.off_policy.scale == pytest.approx(7.0 / 3)
-    assert dict(report.off_policy.objective.terms) == pytest.approx({"reward": 1.0, "reverse_kl": 1e-4})
-
-
-def test_identify_tells_a_loss_that_descends_the_reward():
-    report = identify(lambda *batch: -RECIPES["rpg-urkl"](*batch).loss)
-    assert dict(report.off_policy.objective.terms) == pytest.approx({"reward": -1.0, "reverse_kl": -1e-4})
-    assert str(report.off_policy.objective) == "− E[R] + 0.0001·KL(π‖ref)"
-
-
-def test_identify_without_a_reward():
-    report = identify(lambda logp, old, ref, A, mask: k3(ref - logp).mean())
-    assert dict(report.on_policy.objective.terms) == pytest.approx({"forward_kl": 1 / 3})
-    assert report.on_policy.coefficients["reward"] == 0
-
-
-def test_identify_of_a_constant_is_nothing():
-    report = identify(lambda logp, *rest: 0.0 * logp.sum())
-    assert report.on_policy.objective == report.off_policy.objective == Objective()
-
-
-def test_identify_says_that_a_gradient_is_not_finite():
-    report = identify(lambda logp, *rest: math.nan * logp.sum())
-    assert report.on_policy.objective is None and "not finite" in str(report)
-
-
-def test_identify_refuses_what_is_no_scalar():
-    with pytest.raises(ValueError, match="scalar"):
-        identify(lambda logp, *rest: logp)
-
-
-def test_identify_names_no_coefficients_where_nothing_fits():
-    report = identify(GRPO)
-    assert report.off_policy.coefficients == {} and report.off_policy.objective is None
-    assert report.on_policy.coefficients["forward_kl"] == pytest.approx(0.04)
-
-
-@pytest.mark.parametrize("seed", [0, 1])
-def test_a_population_is_what_it_says(seed):
-    """π_old in tenths, responses in exact proportion, a drift whose largest entry is 1, three policies that differ."""
-    batch = population(seed)
-    tenths = 10 * batch.old.exp()
-    assert torch.allclose(tenths, tenths.round(), atol=1e-12)
-    share = torch.bincount(batch.rows) / len(batch.rows)
-    assert torch.allclose(share.double(), token_logp(batch.tree, batch.old).sum(-1).exp(), atol=1e-7)
-    assert batch.drift.abs().max() == 1.0
-    assert (batch.ref - batch.old).abs().max() > 0.5 and torch.allclose(
-        batch.ref.exp().sum(-1), torch.ones(()).double()
-    )
-    far = identify(URKL, seed=seed).off_policy
-    moved = (batch.old + far.drift * batch.drift).log_softmax(-1) - batch.old
-    assert far.drift == 0.1 and far.spread == pytest.approx(float(moved.abs().max()))
-
-
-def test_identify_claims_nothing_between_a_fit_and_no_fit():
-    """A gradient in float32 is right to 1e-7: too far for a fit, too near for none."""
-
-    def rounded(logp, logp_old, logp_ref, advantages, mask):
-        return URKL(logp.float(), logp_old.float(), logp_ref.float(), advantages.float(), mask)
-
-    finding = identify(rounded).off_policy
-    assert 1e-8 < finding.residual < 1e-4 and finding.objective is None
-    assert finding.verdict.startswith("undecided (residual ")
 
 
 @pytest.mark.parametrize("rule", ["clamp", "mask"])

@@ -5,7 +5,9 @@ from collections.abc import Iterator, Sequence
 from rpg_ref.audit.identify import Finding, Report, identify
 from rpg_ref.audit.objective import TERMS, Objective
 from rpg_ref.audit.population import Loss
+from rpg_ref.checks import Table
 
+_REGIMES = Table("regime", {"on_policy": "on-policy", "off_policy": "off-policy"})
 _GROUPS = range(2, 65)
 _OTHER_DIRECTION = {
     "reverse_kl": "forward_kl",
@@ -38,20 +40,22 @@ def assert_gradient(
     Raises:
         AssertionError: the gradient is another one, or the report names a fault, such as a mask ignored; the message
             is the verdict and the mistakes that it looks like.
-        ValueError: as ``identify``; a term is unknown, or none is given.
+        ValueError: as ``identify``; a term or regime is unknown, or no term is given.
 
     Source: ours.
     """
     wanted = Objective(terms, level)
     if not any(terms.values()):
         raise ValueError("no term is asked for; name at least one, such as reward=1.0")
+    for name in regimes:
+        _REGIMES[name]
     report = loss_fn if isinstance(loss_fn, Report) else identify(loss_fn, level=level, seed=seed)
     found = {name: getattr(report, name) for name in regimes}
     differences = {name: list(_differences(finding, wanted, tolerance)) for name, finding in found.items()}
     if not any(differences.values()) and not report.faults:
         return
     lines = [f"the loss has not the gradient of {wanted}; {str(report).splitlines()[0]}"]
-    lines += [f"{name.replace('_', '-')}: {line}" for name in differences for line in differences[name]]
+    lines += [f"{_REGIMES[name]}: {line}" for name in differences for line in differences[name]]
     raise AssertionError("\n- ".join([*lines, *report.faults, *report.forms, *report.hazards]))
 
 

@@ -24,6 +24,8 @@ is wrong by no more than the policy has moved. Under a tenth of it, single preci
 
 AGAINST_SAMPLER = ("reverse_kl_old", "forward_kl_old")
 _LARGEST_DRIFT, _HALVINGS, _NEAR = 0.8, 15, 0.01
+# Weights that depend smoothly on the advantage's sign never are linear in it: nothing is clipped there.
+_NEVER_LINEAR = 0.1
 # A clip that stops one of the population's rows changes the gradient by far more, single precision by far less.
 _LINEAR = 1e-5
 # Rounding leaves about 1e-16 of a gradient that cancels, 1e-9 in single precision, beside the reward's.
@@ -212,15 +214,13 @@ def find(black_box: Gradient, batch: Population, level: str) -> Report:
 
 def _find_near(black_box: Gradient, batch: Population, level: str, scale: float) -> Finding:
     """The finding where nothing is clipped; nearer, if it is only there that an objective is found."""
-    drift = _LARGEST_DRIFT
-    if _is_linear(black_box, batch, 0.0):
-        while drift > _LARGEST_DRIFT / 2**_HALVINGS and not _is_linear(black_box, batch, drift):
-            drift /= 2
+    drifts = (_LARGEST_DRIFT / 2**halvings for halvings in range(_HALVINGS))
+    drift = next((drift for drift in drifts if _is_linear(black_box, batch, drift)), _NEVER_LINEAR)
     farthest = _find(black_box, batch, drift, level, scale)
     if farthest.residual < farthest.no_fit:
         return farthest
     # A bound that does not look at the advantages leaves the gradient linear in them.
-    nearer = (_find(black_box, batch, drift / shrink, level, scale) for shrink in (16, 256))
+    nearer = (_find(black_box, batch, drift / shrink, level, scale) for shrink in (16, 256, 4096))
     return next((finding for finding in nearer if finding.residual < FIT), farthest)
 
 

@@ -1,6 +1,5 @@
 """Population batches: finite, and yet the plain average over one is the exact expectation under π_old."""
 
-import math
 from collections.abc import Callable
 from dataclasses import dataclass
 from functools import cache
@@ -109,8 +108,8 @@ def as_loss(loss_fn: Loss) -> Callable[..., Tensor]:
         loss(logp, logp_old, logp_ref, advantages [B], mask) ↦ a scalar tensor; it raises ValueError as ``scalar_of``.
 
     Raises:
-        ValueError: it raises an error for every form of the arguments; it returns NaN for an ordinary batch, or two
-            values for the same one; or as ``scalar_of``.
+        ValueError: it raises an error for every form of the arguments; for an ordinary batch it is NaN, or has no
+            gradient, or two values; or as ``scalar_of``.
 
     Source: ours.
     """
@@ -123,19 +122,21 @@ def as_loss(loss_fn: Loss) -> Callable[..., Tensor]:
         def loss(p: Tensor, q: Tensor, r: Tensor, A: Tensor, mask: Tensor, shaped: Any = shaped) -> Tensor:
             return scalar_of(loss_fn(p, q, r, *shaped(A, mask)), "loss")
 
+        leaf = p.clone().requires_grad_()
         try:
-            values = [float(loss(p.clone().requires_grad_(), q, r, A, mask).detach()) for _ in range(2)]
+            first, second = loss(leaf, q, r, A, mask), loss(leaf, q, r, A, mask)
         except (RuntimeError, IndexError, TypeError, AttributeError) as error:
             errors.append(error)
             continue
-        ordinary = f"log-probabilities [7, 4] from {float(p.min()):.2f} to {float(p.max()):.2f}"
-        if math.isnan(values[0]):
-            raise ValueError(f"the loss is NaN for {ordinary} and finite advantages; nothing can be said of it")
-        if values[0] != values[1]:
-            raise ValueError(f"the loss gave {values[0]!r} and then {values[1]!r} for one batch; make it deterministic")
+        if bool(first.isnan()):
+            raise ValueError("the loss is NaN for ordinary log-probabilities and advantages; nothing can be said of it")
+        if not torch.equal(first, second):
+            raise ValueError(f"the loss was {first:.6g} and then {second:.6g} for one batch; make it deterministic")
+        if not bool(torch.autograd.grad(first, leaf, allow_unused=True, materialize_grads=True)[0].any()):
+            raise ValueError(f"the loss is {first:.6g} with a gradient of zero; compute it from logp, undetached")
         return loss
-    what = f"{type(errors[0]).__name__}: {str(errors[0]).splitlines()[0] if str(errors[0]) else ''}"
+    what = f"{type(errors[0]).__name__}, {str(errors[0]).splitlines()[0] if str(errors[0]) else 'without a message'}"
     raise ValueError(
-        f"the loss raised {what}; it is called as loss_fn(logp, logp_old, logp_ref, advantages, mask) with tensors "
-        f"[B, T] and advantages [B] or [B, T]"
+        f"the loss raised {what}; it must take (logp, logp_old, logp_ref, advantages, mask), tensors [B, T] and "
+        "advantages [B] or [B, T]"
     ) from errors[0]

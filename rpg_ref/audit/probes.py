@@ -14,6 +14,7 @@ ScalarLoss = Callable[..., Tensor]
 
 # Rounding: float64 leaves 1e-15, single precision 1e-7.
 _SAME = 1e-5
+_ROUNDING = 1e-12
 _FAR_NATS = (5.0, 10.0, 20.0, 50.0, 90.0, 200.0, 340.0)
 
 
@@ -151,7 +152,8 @@ def _aggregation(loss: ScalarLoss) -> Iterator[str]:
     rows = _rows(even=False)
     rows = rows._replace(q=rows.p)
     pull = _pull(loss, rows) - _pull(loss, _no_advantages(rows))
-    sentence = weighing(pull, rows.A, rows.mask) if bool(pull.any()) else None
+    measured = bool(pull.isfinite().all()) and bool(pull.any())
+    sentence = weighing(pull, rows.A, rows.mask) if measured else None
     if sentence is not None:
         yield sentence
 
@@ -172,6 +174,9 @@ def _advantages(loss: ScalarLoss) -> Iterator[str]:
     rows = _rows(even=True)
     rows = rows._replace(q=rows.p)
     zero = _pull(loss, _no_advantages(rows))
+    if not bool(zero.isfinite().all()):
+        yield "equal advantages make the gradient NaN: they are divided by their standard deviation, 0"
+        return
     once, twice, raised = (_pull(loss, rows._replace(A=A)) - zero for A in (rows.A, 2 * rows.A, rows.A + 1))
     if _differ(2 * once, twice):
         yield "the gradient is not proportional to the advantages: they are normalised or clipped inside"
@@ -203,12 +208,13 @@ def _dead(loss: ScalarLoss) -> Iterator[str]:
     """Where a token that has drifted from the reference is no longer pulled back."""
     nats = torch.linspace(0.05, 20, 400, dtype=torch.float64)
     p = torch.full((len(nats), 4), -1.0, dtype=torch.float64)
+    mask = torch.ones(p.shape, dtype=torch.bool)
     for sign, word, beyond in ((1, "", "above"), (-1, "−", "below")):
         r = p.clone()
         r[:, 0] -= sign * nats
-        dead = _pull(loss, Rows(p, p, r, 0 * nats, torch.ones(p.shape, dtype=torch.bool)))[:, 0] == 0
-        if bool(dead.any()) and not bool(dead[0]):
+        pull, reward = (_pull(loss, Rows(p, p, r, A, mask))[:, 0].abs() for A in (0 * nats, 0 * nats + 1))
+        if bool(pull[-1] == 0) and bool(pull.max() > _ROUNDING * reward.max()):
             yield (
-                f"the penalty has no gradient {beyond} log π_θ/π_ref = {word}{float(nats[dead][0]):.1f}: "
+                f"the penalty has no gradient {beyond} log π_θ/π_ref = {word}{float(nats[pull > 0][-1]):.1f}: "
                 "a clamp of its value stops the tokens that drifted most"
             )
