@@ -72,6 +72,9 @@ class PrefixTreeLM(nn.Module):
         tree: the responses.
         prompts: token ids of each prompt; all have the same rows.
 
+    Raises:
+        ValueError: a prompt followed by a response is another prompt.
+
     Attributes:
         rows: logits [S, V] of the tree's states, over all token ids.
         stray: logits of every other context.
@@ -96,6 +99,10 @@ class PrefixTreeLM(nn.Module):
             for t in range(tree.horizon)
         }
         self._row_of = {prompt + prefix: row for prompt in prompts for prefix, row in prefixes.items()}
+        if len(self._row_of) < len(prompts) * len(prefixes):
+            raise ValueError(
+                f"one of the prompts {prompts} continues another; choose prompts that no response leads to"
+            )
         self.calls: list[Call] = []
 
     @property

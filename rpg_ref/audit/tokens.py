@@ -161,9 +161,6 @@ def _mistakes(scored: list[Scored], batch: ModelBatch) -> Iterator[str]:
         yield "no token gets a gradient"
         return
     yield from _wrong_temperature({round(s.temperature, 6) for s in scored}, batch.temperature)
-    if _takes_left_padding_for_right(scored, batch):
-        yield "left and right padding are mixed up: responses are cut out where they would start without the padding"
-        return
     on_tokens = [(s, s.at) for s in scored if s.at is not None]
 
     def hits(offset: int) -> int:
@@ -179,6 +176,9 @@ def _mistakes(scored: list[Scored], batch: ModelBatch) -> Iterator[str]:
         return
     found = {(s.row, at + 1): s for s, at in on_tokens}
     wanted = {(row, k) for row, start in enumerate(starts) for k in range(start, len(rows[row]))}
+    if found.keys() != wanted and _takes_left_padding_for_right(scored, batch):
+        yield "left and right padding are mixed up: responses are cut out where they would start without the padding"
+        return
     prompt = [key for key in found if key[1] < starts[key[0]]]
     if prompt:
         yield f"prompt tokens are in the loss: {len(prompt)} of them get a gradient"

@@ -1,0 +1,340 @@
+"""`identify_model` against whole trainer steps: a right one has no fault, each usual bug is named."""
+
+import math
+from types import SimpleNamespace
+
+import pytest
+import torch
+
+from rpg_ref import k3
+from rpg_ref.audit import PrefixTreeLM, assert_gradient, identify_model
+from rpg_ref.audit.oracle import prefix_tree, token_logp
+from rpg_ref.audit.prefix_lm import BOS, EOS, FIRST, PAD, model_batch
+
+BETA = 0.04
+OBJECTIVE = {"reward": 1.0, "reverse_kl": BETA}
+
+
+def loss_of(logp, batch, mask=None, old=None, ref=None):
+    mask = batch.completion_mask if mask is None else mask
+    old, ref = batch.logp_old if old is None else old, batch.logp_ref if ref is None else ref
+    w, A = (logp - old).exp(), batch.advantages[:, None]
+    gain = torch.minimum(w * A, w.clamp(0.8, 1.2) * A)
+    return ((BETA * w * k3(ref - logp) - gain) * mask).sum() / mask.sum()
+
+
+def logits_of(model, batch, **inputs):
+    inputs = {"attention_mask": batch.attention_mask} | inputs
+    return model(batch.input_ids, **inputs).logits / batch.temperature
+
+
+def picked(logits, ids):
+    return logits.log_softmax(-1).gather(-1, ids.unsqueeze(-1)).squeeze(-1)
+
+
+def start(batch):
+    return batch.prompt_ids.shape[1]
+
+
+def of_completions(model, batch, **inputs):
+    return picked(logits_of(model, batch, **inputs)[:, start(batch) - 1 : -1], batch.completion_ids)
+
+
+def right(model, batch):
+    return loss_of(of_completions(model, batch), batch)
+
+
+def right_kept(model, batch):
+    length = batch.completion_ids.shape[1]
+    logits = logits_of(model, batch, logits_to_keep=length + 1)
+    return loss_of(picked(logits[:, :-1], batch.completion_ids), batch)
+
+
+def right_with_positions(model, batch):
+    positions = (batch["attention_mask"].cumsum(1) - 1).clamp(min=0)
+    return loss_of(of_completions(model, batch, position_ids=positions), batch)
+
+
+def right_from_labels(model, batch):
+    labels = batch.labels[:, 1:]
+    logp = picked(logits_of(model, batch)[:, :-1], labels.clamp(min=0))[:, start(batch) - 1 :]
+    return loss_of(logp, batch, (labels != -100)[:, start(batch) - 1 :])
+
+
+def right_backward_inside(model, batch):
+    loss = right(model, batch)
+    loss.backward()
+    return float(loss.detach())
+
+
+def right_in_micro_batches(model, batch):
+    """Two calls, rows sorted by length, one denominator."""
+    order = batch.completion_mask.sum(1).argsort()
+    total = 0.0
+    for rows in order.chunk(2):
+        part = type(batch)(*(x[rows] if isinstance(x, torch.Tensor) else x for x in vars(batch).values()))
+        total = total + right(model, part) * part.completion_mask.sum() / batch.completion_mask.sum()
+    return total
+
+
+def right_unpadded(model, batch):
+    """Every row by itself, without padding."""
+    total = 0.0
+    for row in range(len(batch.input_ids)):
+        ids = batch.input_ids[row][batch.attention_mask[row] == 1][None]
+        n = int(batch.completion_mask[row].sum())
+        logp = picked(model(ids).logits[:, -n - 1 : -1] / batch.temperature, ids[:, -n:])
+        one = SimpleNamespace(
+            advantages=batch.advantages[row : row + 1],
+            completion_mask=torch.ones(1, n),
+            logp_old=batch.logp_old[row : row + 1, :n],
+            logp_ref=batch.logp_ref[row : row + 1, :n],
+        )
+        total = total + loss_of(logp, one) * n / batch.completion_mask.sum()
+    return total
+
+
+def shifted(model, batch):
+    return loss_of(picked(logits_of(model, batch)[:, start(batch) :], batch.completion_ids), batch)
+
+
+def shifted_further(model, batch):
+    logits = logits_of(model, batch)[:, start(batch) - 1 : -2]
+    return loss_of(
+        picked(logits, batch.completion_ids[:, 1:]),
+        batch,
+        batch.completion_mask[:, 1:],
+        batch.logp_old[:, 1:],
+        batch.logp_ref[:, 1:],
+    )
+
+
+def without_temperature(model, batch):
+    logits = model(batch.input_ids, batch.attention_mask).logits[:, start(batch) - 1 : -1]
+    return loss_of(picked(logits, batch.completion_ids), batch)
+
+
+def temperature_twice(model, batch):
+    logits = logits_of(model, batch)[:, start(batch) - 1 : -1] / batch.temperature
+    return loss_of(picked(logits, batch.completion_ids), batch)
+
+
+def inverted_temperature(model, batch):
+    logits = model(batch.input_ids, batch.attention_mask).logits[:, start(batch) - 1 : -1] * batch.temperature
+    return loss_of(picked(logits, batch.completion_ids), batch)
+
+
+def prompt_in_the_loss(model, batch):
+    logp = picked(logits_of(model, batch)[:, :-1], batch.input_ids[:, 1:])
+    before = logp[:, : start(batch) - 1].detach()
+    old, ref = (torch.cat([before, x], 1) for x in (batch.logp_old, batch.logp_ref))
+    return loss_of(logp, batch, batch.attention_mask[:, 1:], old, ref)
+
+
+def eos_dropped(model, batch):
+    return loss_of(of_completions(model, batch), batch, batch.completion_mask * (batch.completion_ids != EOS))
+
+
+def first_token_dropped(model, batch):
+    mask = batch.completion_mask.clone()
+    mask[:, 0] = 0
+    return loss_of(of_completions(model, batch), batch, mask)
+
+
+def padding_counted(model, batch):
+    return loss_of(of_completions(model, batch), batch, torch.ones_like(batch.completion_mask))
+
+
+def no_attention_mask(model, batch):
+    return loss_of(of_completions(model, batch, attention_mask=None), batch)
+
+
+def right_padded_attention_mask(model, batch):
+    length = batch.attention_mask.sum(1, keepdim=True)
+    mask = (torch.arange(batch.input_ids.shape[1]) < length).long()
+    return loss_of(of_completions(model, batch, attention_mask=mask), batch)
+
+
+def positions_with_gaps(model, batch):
+    ids = torch.arange(batch.input_ids.shape[1]).expand_as(batch.input_ids)
+    at_completion = (ids >= start(batch)).long()
+    return loss_of(of_completions(model, batch, position_ids=ids + 3 * at_completion), batch)
+
+
+def left_padding_taken_for_right(model, batch):
+    logp = picked(logits_of(model, batch)[:, :-1], batch.input_ids[:, 1:])
+    first = batch.prompt_mask.sum(1, keepdim=True) - 1
+    return loss_of(logp.gather(1, first + torch.arange(batch.completion_ids.shape[1])), batch)
+
+
+def wrong_tokens(model, batch):
+    logits = logits_of(model, batch)[:, start(batch) - 1 : -1]
+    return loss_of(picked(logits, logits.argmax(-1)), batch)
+
+
+def other_rows(model, batch):
+    ids = batch.input_ids.roll(1, 1)
+    logits = model(ids).logits[:, start(batch) - 1 : -1] / batch.temperature
+    return loss_of(picked(logits, batch.completion_ids), batch)
+
+
+def twice(model, batch):
+    return right(model, batch) + right(model, batch)
+
+
+def length_twice(model, batch):
+    logp, mask = of_completions(model, batch), batch.completion_mask
+    return -((logp * mask).sum(1) / mask.sum(1) ** 2 * batch.advantages).mean()
+
+
+def smoothed_labels(model, batch):
+    logp = logits_of(model, batch)[:, start(batch) - 1 : -1].log_softmax(-1)
+    smoothed = 0.9 * logp.gather(-1, batch.completion_ids.unsqueeze(-1)).squeeze(-1) + 0.1 * logp.mean(-1)
+    return -(smoothed * batch.advantages[:, None] * batch.completion_mask).sum() / batch.completion_mask.sum()
+
+
+RIGHT = [
+    right,
+    right_kept,
+    right_with_positions,
+    right_from_labels,
+    right_backward_inside,
+    right_in_micro_batches,
+]
+BUGS = {
+    shifted: "labels are shifted by one: each position is scored on the token at it",
+    shifted_further: "labels are shifted by one: each position is scored on the second next token",
+    without_temperature: "the temperature is missing: the step's is 1, that of the batch 0.7",
+    temperature_twice: "the temperature is applied twice: the step's is 0.49, that of the batch 0.7",
+    inverted_temperature: "the temperature is inverted: the step's is 1.43",
+    prompt_in_the_loss: "prompt tokens are in the loss",
+    eos_dropped: "EOS is dropped",
+    first_token_dropped: "the first token of each response is dropped",
+    padding_counted: "padding is counted",
+    no_attention_mask: "in a wrong context: the model sees padding",
+    right_padded_attention_mask: "in a wrong context: the model sees padding",
+    positions_with_gaps: "positions with gaps",
+    left_padding_taken_for_right: "left and right padding are mixed up",
+    wrong_tokens: "log-probabilities of wrong tokens",
+    other_rows: "sequences that are not the batch's prompts and responses",
+    twice: "tokens are scored twice",
+    length_twice: "divided by the length twice",
+    smoothed_labels: "is not that of one token's log-probability",
+}
+
+
+def terms(finding):
+    return None if finding.objective is None else pytest.approx(dict(finding.objective.terms), rel=1e-9)
+
+
+@pytest.mark.parametrize("step", RIGHT, ids=lambda step: step.__name__)
+def test_a_right_step_has_its_objective_and_no_fault(step):
+    report = identify_model(step)
+    assert report.faults == () and report.hazards == ()
+    assert terms(report.on_policy) == OBJECTIVE and terms(report.off_policy) == OBJECTIVE
+    assert_gradient(report, **OBJECTIVE)
+
+
+def test_a_step_that_calls_the_model_row_by_row():
+    """A thousand rows one by one take a while: only the tokens are read."""
+    from rpg_ref.audit.tokens import read_tokens
+
+    assert read_tokens(right_unpadded, 0.7) == []
+
+
+@pytest.mark.parametrize("step", BUGS, ids=lambda step: step.__name__)
+def test_a_bug_is_named(step):
+    report = identify_model(step)
+    assert BUGS[step] in report.faults[0], report
+    with pytest.raises(AssertionError) as failure:
+        assert_gradient(report, **OBJECTIVE)
+    assert BUGS[step] in str(failure.value)
+
+
+@pytest.mark.parametrize("temperature", [0.5, 1.0, 1.7])
+def test_other_temperatures(temperature):
+    report = identify_model(right, temperature=temperature)
+    assert report.faults == () and terms(report.off_policy) == OBJECTIVE
+    named = any(
+        "the temperature is missing" in fault
+        for fault in identify_model(without_temperature, temperature=temperature).faults
+    )
+    assert named == (temperature != 1.0)
+
+
+def test_what_a_missing_temperature_hides_is_told():
+    report = identify_model(without_temperature)
+    assert report.on_policy.objective is None
+    assert "with a batch of temperature 1 it is on-policy: E[R] − 0.04·KL(π‖ref)" in report.faults[1]
+
+
+def test_an_exact_entropy_bonus():
+    def step(model, batch):
+        logits = logits_of(model, batch)[:, start(batch) - 1 : -1]
+        entropy = -(logits.softmax(-1) * logits.log_softmax(-1)).sum(-1)
+        mask = batch.completion_mask
+        return right(model, batch) - 0.01 * (entropy * mask).sum() / mask.sum()
+
+    report = identify_model(step)
+    assert terms(report.off_policy) == OBJECTIVE | {"entropy": 0.01}
+
+
+def test_a_sequence_ratio():
+    def step(model, batch):
+        mask = batch.completion_mask
+        log_w = ((of_completions(model, batch) - batch.logp_old) * mask).sum(1)
+        return -(log_w.exp() * batch.advantages).mean()
+
+    report = identify_model(step, level="sequence")
+    assert terms(report.off_policy) == {"reward": 1.0} and report.faults == ()
+
+
+@pytest.mark.parametrize(
+    "step, message",
+    [
+        (lambda model, batch: batch.advantages.sum(), "the step returned .* without a gradient"),
+        (lambda model, batch: None, "the step must return a scalar tensor, got NoneType"),
+        (lambda model, batch: of_completions(model, batch), "got a tensor of shape"),
+        (lambda model, batch: right(model, batch) * math.nan, "the step returned NaN"),
+    ],
+)
+def test_what_is_no_step_is_refused(step, message):
+    with pytest.raises(ValueError, match=message):
+        identify_model(step)
+
+
+def test_the_models_distribution_is_the_trees():
+    tree = prefix_tree(3, 2)
+    model = PrefixTreeLM(tree, prompts=((BOS, FIRST), (BOS, EOS, EOS)))
+    logits = torch.randn((tree.states, 3), generator=torch.Generator().manual_seed(5), dtype=torch.float64)
+    model.set_policy(logits, temperature=0.5)
+    for prompt in ((BOS, FIRST), (BOS, EOS, EOS)):
+        ids = torch.cat([torch.tensor(prompt).expand(len(tree.tokens), -1), FIRST + tree.tokens], 1)
+        found = picked(model(ids).logits[:, len(prompt) - 1 : -1] / 0.5, FIRST + tree.tokens)
+        assert torch.allclose(found, token_logp(tree, logits.log_softmax(-1)), atol=1e-15)
+
+
+def test_a_prompt_that_continues_another_is_refused():
+    with pytest.raises(ValueError, match="continues another"):
+        PrefixTreeLM(prefix_tree(3, 2), prompts=((BOS,), (BOS, FIRST)))
+
+
+def test_padding_does_not_change_the_model_unless_it_is_seen():
+    model = PrefixTreeLM(prefix_tree(4, 3))
+    with torch.no_grad():
+        model.rows.normal_(generator=torch.Generator().manual_seed(0))
+    ids, padded = torch.tensor([[BOS, FIRST, FIRST + 1]]), torch.tensor([[PAD, BOS, FIRST, FIRST + 1]])
+    plain = model(ids).logits
+    assert torch.equal(model(padded, (padded != PAD).long()).logits[:, 1:], plain)
+    assert not torch.allclose(model(padded).logits[:, 1:], plain)
+    assert model.config.vocab_size == plain.shape[-1] == 7
+
+
+def test_a_batch_pads_prompts_left_and_completions_right():
+    rows = torch.zeros((2, 3), dtype=torch.float64) - 1
+    batch = model_batch([(BOS,), (BOS, 4)], [(3, EOS), (4, 5, 6)], rows, rows, torch.ones(2), 1.0)
+    assert batch.input_ids.tolist() == [[PAD, BOS, 3, EOS, PAD], [BOS, 4, 4, 5, 6]]
+    assert batch.attention_mask.tolist() == [[0, 1, 1, 1, 0], [1, 1, 1, 1, 1]]
+    assert batch.labels.tolist() == [[-100, -100, 3, EOS, -100], [-100, -100, 4, 5, 6]]
+    assert batch.logp_old.tolist() == [[-1, -1, 0], [-1, -1, -1]]
+    assert dict(batch)["temperature"] == 1.0
