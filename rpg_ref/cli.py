@@ -1,15 +1,22 @@
-"""The command line: ``rpg-ref verify`` and ``rpg-ref explain``."""
+"""The command line: ``rpg-ref verify``, ``rpg-ref explain`` and ``rpg-ref audit``."""
 
 import argparse
 import json
 import math
 import sys
 from collections.abc import Iterable, Sequence
-from typing import NoReturn
+from pathlib import Path
+from typing import Any, NoReturn
 
 import torch
 
+from rpg_ref.audit.identify import identify
+from rpg_ref.audit.model import identify_model
 from rpg_ref.audit.objective import Objective
+from rpg_ref.audit.run import Row as Audited
+from rpg_ref.audit.run import Unavailable, audit, cases_of, function_at, is_step
+from rpg_ref.audit.table import changes, record, text_table, write
+from rpg_ref.audit.targets import TARGETS, Case
 from rpg_ref.checks import check_number
 from rpg_ref.ledger import LEDGER, Claim, explain
 from rpg_ref.recipes import RECIPES
@@ -27,7 +34,7 @@ class Parser(argparse.ArgumentParser):
 
 
 def main(arguments: Sequence[str] | None = None) -> int:
-    """Run a command; return the exit status: 0 verified, 1 not verified, 2 bad input (one line on stderr).
+    """Run a command; return the exit status: 0; 1 not verified, or not as published; 2 bad input (one line on stderr).
 
     Args:
         arguments: the command's words, by default the process's.
@@ -46,20 +53,63 @@ def main(arguments: Sequence[str] | None = None) -> int:
     check.add_argument("--json", action="store_true", help="print JSON instead of a table")
     tell = commands.add_parser("explain", help="what is known of a recipe, a divergence or a claim")
     tell.add_argument("names", nargs="*", metavar="NAME", help="default: list all claims")
+    look = commands.add_parser("audit", help="which objective a library, or a function of yours, really optimises")
+    look.add_argument("target", metavar="TARGET", help=f"{', '.join(TARGETS)}, or PATH:FUNCTION")
+    look.add_argument("--checkout", type=Path, metavar="DIR", help="where rpg-paper's code lies")
+    look.add_argument("--level", default="token", help="of the terms for PATH:FUNCTION: token or sequence")
+    look.add_argument("--seed", type=int, default=0, help="of the random policies (default: 0)")
+    look.add_argument("--json", action="store_true", help="print JSON instead of a table")
+    look.add_argument("--out", type=Path, metavar="DIR", help="write Markdown, JSON and a picture there as well")
+    look.add_argument("--check", type=Path, metavar="FILE", help="exit with 1 unless the findings are this JSON's")
     options = parser.parse_args(arguments)
     try:
+        check_number("--seed", getattr(options, "seed", 0), 0.0, 2.0**63, "[)")
+        if options.command == "audit":
+            return _audit(options)
         if options.command == "explain":
             print("\n\n".join(map(explain, options.names)) if options.names else _index(LEDGER.values()))
             return 0
         chosen = [RECIPES[name] for name in options.recipes or RECIPES]
         device = _device(options.device)
-        check_number("--seed", options.seed, 0.0, 2.0**63, "[)")
-    except ValueError as error:
+    except (ValueError, Unavailable) as error:
         print(f"rpg-ref: {error}", file=sys.stderr)
         return 2
     rows = [verify(recipe, device=device, seed=options.seed) for recipe in dict.fromkeys(chosen)]
     print(json.dumps([_record(row) for row in rows], indent=2) if options.json else _table(rows))
     return 0 if all(row.ok for row in rows) else 1
+
+
+def _audit(options: argparse.Namespace) -> int:
+    """Audit a target, or say what a function is."""
+    published = None if options.check is None else _published(options.check)
+    if ":" in options.target:
+        function = function_at(options.target)
+        run = identify_model if is_step(function) else identify
+        report = run(function, level=options.level, seed=options.seed)
+        case = Case(options.target, (report.on_policy.objective, report.off_policy.objective), function, options.level)
+        library, rows = options.target, [Audited(case, report)]
+        shown = str(report)
+    else:
+        library, cases = cases_of(options.target, options.checkout)
+        rows = [audit(case, seed=options.seed) for case in cases]
+        shown = text_table(library, rows)
+    print(json.dumps(record(library, rows), indent=1, ensure_ascii=False) if options.json else shown)
+    if options.out is not None:
+        for path in write(library, rows, options.out, Path(options.target.partition(":")[0]).stem):
+            print(f"wrote {path}", file=sys.stderr)
+    differences = [] if published is None else changes(published, record(library, rows))
+    for line in differences:
+        print(f"rpg-ref: {line}", file=sys.stderr)
+    return 1 if differences else 0
+
+
+def _published(path: Path) -> dict[str, Any]:
+    try:
+        table: dict[str, Any] = json.loads(path.read_text(encoding="utf-8"))
+        _ = [case["option"] for case in table["cases"]]
+    except (OSError, ValueError, KeyError, TypeError) as error:
+        raise ValueError(f"{str(path)!r} is no table that an audit wrote; write one with --out ({error})") from error
+    return table
 
 
 def _index(claims: Iterable[Claim]) -> str:

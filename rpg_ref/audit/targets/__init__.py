@@ -1,0 +1,53 @@
+"""Adapters to installed libraries: each drives the library's own code, one case per way of calling it.
+
+An adapter is a module with ``DISTRIBUTION`` (its name on the package index, or None), ``KNOWN`` (the version it was
+written for) and ``cases()``, or ``cases(checkout)``.
+"""
+
+from collections.abc import Callable
+from dataclasses import dataclass
+from typing import Any
+
+from rpg_ref.audit.objective import Objective
+from rpg_ref.checks import Table
+
+
+@dataclass(frozen=True)
+class Case:
+    """One way to call a library.
+
+    Attributes:
+        option: the settings, spelt as the library's user spells them.
+        documented: the objective that the library's documentation states for them; a pair where that differs on-policy
+            and off-policy, None for no known objective.
+        subject: a loss for ``identify``, or a step for ``identify_model`` where ``whole_model``.
+        level: of the documented objective, "token" or "sequence".
+        whole_model: whether the subject is a step.
+
+    Source: ours.
+    """
+
+    option: str
+    documented: Objective | tuple[Objective | None, Objective | None]
+    subject: Callable[..., Any]
+    level: str = "token"
+    whole_model: bool = False
+
+    @property
+    def by_regime(self) -> tuple[Objective | None, Objective | None]:
+        """What is documented on-policy and off-policy."""
+        return (self.documented, self.documented) if isinstance(self.documented, Objective) else self.documented
+
+
+TARGETS: Table[str] = Table(
+    "target",
+    {
+        "trl": "trl",
+        "verl": "verl",
+        "openrlhf": "openrlhf",
+        "liger": "liger",
+        "rpg-ref": "recipes",
+        "rpg-paper": "rpg_paper",
+    },
+)
+"""Names on the command line, and the module of each."""
