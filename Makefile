@@ -3,8 +3,10 @@ PYTHON ?= python3
 VENV   := .venv
 PY     := $(VENV)/bin/python
 READY  := $(VENV)/.ready
+QUIET  := --quiet --disable-pip-version-check
+TARGETS := rpg-ref trl liger verl openrlhf
 
-.PHONY: train test coverage nightly mutants slow verify ledger proofs lint types clean
+.PHONY: train test coverage nightly mutants slow verify audit check-audit ledger proofs lint types clean
 
 train: $(READY)      ## train a small policy with the verified core (two minutes on two cores); make train ARGS="--seed 1"
 	$(PY) -m train run train/presets/cpu_tiny.toml $(ARGS)
@@ -27,12 +29,39 @@ slow: $(READY)       ## the checks that take minutes: whole training runs
 verify: $(READY)     ## every recipe against the exact oracle, on this machine
 	$(VENV)/bin/rpg-ref verify
 
+audit: $(TARGETS:%=audit-%)  ## what trl, liger, verl, openrlhf and this package really optimise, into docs/audit
+
+check-audit: $(TARGETS:%=check-audit-%)  ## the same, held to what is published; make check-audit TARGETS="trl verl"
+
 ledger: $(READY)     ## write docs/certificate.txt, and docs/ledger.md from rpg_ref/ledger.toml
 	$(PY) -m proofs > docs/certificate.txt
 	$(PY) -c "from rpg_ref.ledger import page; print(page())" > docs/ledger.md
 
 proofs: $(READY)     ## print the symbolic certificate
 	$(PY) -m proofs
+
+# The libraries' pins exclude one another: each environment has its own, with the packages in rpg_ref/audit/targets.
+.audit/%/.ready: rpg_ref/audit/targets/%.txt rpg_ref/audit/targets/%-no-deps.txt
+	$(PYTHON) -m venv .audit/$*
+	.audit/$*/bin/python -m pip install $(QUIET) --requirement rpg_ref/audit/targets/$*.txt
+	.audit/$*/bin/python -m pip install $(QUIET) --no-deps --requirement rpg_ref/audit/targets/$*-no-deps.txt
+	.audit/$*/bin/python -m pip install $(QUIET) --no-deps --editable .
+	touch $@
+
+.audit/rpg-ref/.ready: $(READY)
+	mkdir -p .audit/rpg-ref && ln -sfn ../../$(VENV)/bin .audit/rpg-ref/bin && touch $@
+
+# Liger-Kernel is audited beside TRL.
+.audit/liger/.ready: .audit/trl/.ready
+	mkdir -p .audit/liger && ln -sfn ../trl/bin .audit/liger/bin && touch $@
+
+.PRECIOUS: .audit/%/.ready
+
+audit-%: .audit/%/.ready
+	.audit/$*/bin/rpg-ref audit $* --out docs/audit
+
+check-audit-%: .audit/%/.ready
+	.audit/$*/bin/rpg-ref audit $* --check docs/audit/$*.json
 
 lint: $(READY)
 	$(VENV)/bin/ruff check .
@@ -44,9 +73,9 @@ types: $(READY)
 # torch first and by itself: asking for it alone lets a CPU build satisfy every later requirement.
 $(READY): pyproject.toml constraints.txt
 	$(PYTHON) -m venv $(VENV) || { echo "make: $(PYTHON) cannot create a virtual environment; install it (Debian, Ubuntu: apt install python3-venv) and run make again" >&2; exit 2; }
-	$(PY) -m pip install --quiet --disable-pip-version-check --constraint constraints.txt torch
-	$(PY) -m pip install --quiet --disable-pip-version-check --constraint constraints.txt --editable '.[train,dev]'
+	$(PY) -m pip install $(QUIET) --constraint constraints.txt torch
+	$(PY) -m pip install $(QUIET) --constraint constraints.txt --editable '.[train,dev]'
 	touch $@
 
 clean:
-	rm -rf $(VENV) .mutants build *.egg-info .pytest_cache .hypothesis .mypy_cache .ruff_cache
+	rm -rf $(VENV) .audit .mutants build *.egg-info .pytest_cache .hypothesis .mypy_cache .ruff_cache

@@ -42,13 +42,11 @@ def _to_go(x: Samples) -> Samples:
     return x.flip(1).cumsum(1).flip(1)
 
 
-# From log π_old and log π_ref, constants: the penalty that is subtracted from each token's reward.
-_IN_THE_REWARD: dict[str, Callable[[Samples, Samples], Tensor]] = {
-    "k1 of π_old in each token's own reward": lambda q, r: q - r,
-    "k1 of π_old in the reward to go": lambda q, r: _to_go(q - r),
-    "k1 of π_old in the response's reward": lambda q, r: (q - r).sum(1, keepdim=True),
-    "k2 of π_old in each token's own reward": lambda q, r: k2(r - q),
-    "k3 of π_old in each token's own reward": lambda q, r: k3(r - q),
+# From the estimates at π_old, constants: what is subtracted from each token's reward.
+_IN_THE_REWARD: dict[str, Callable[[Samples], Samples]] = {
+    "in each token's own reward": lambda k: k,
+    "in the reward to go": _to_go,
+    "in the response's reward": lambda k: k.sum(1, keepdim=True),
 }
 
 
@@ -61,7 +59,11 @@ PENALTIES: dict[str, Loss] = {
     weight.format(estimator): lambda p, q, r, A, mask, e=e, w=w: _mean(w(p, q) * e(r - p))
     for weight, w in _WEIGHTS.items()
     for estimator, e in _ESTIMATORS.items()
-} | {name: lambda p, q, r, A, mask, k=k: _mean((p - q).exp() * k(q, r)) for name, k in _IN_THE_REWARD.items()}
+} | {
+    f"{estimator} of π_old {place}": lambda p, q, r, A, mask, e=e, k=k: _mean((p - q).exp() * k(e(r - q)))
+    for place, k in _IN_THE_REWARD.items()
+    for estimator, e in _ESTIMATORS.items()
+}
 """Penalties as losses, simplest first."""
 
 REWARDS: dict[str, Loss] = {"A·log π, unweighted": lambda p, q, r, A, mask: -_mean(p * A[:, None])} | {

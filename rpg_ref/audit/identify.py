@@ -30,6 +30,7 @@ _NEVER_LINEAR = 0.1
 _LINEAR = 1e-5
 # Rounding leaves about 1e-16 of a gradient that cancels, 1e-9 in single precision, beside the reward's.
 _ZERO = 1e-12
+_ROUNDING = 1e-12
 _ZERO_SINGLE = 1e-8
 
 Gradient = Callable[[Tensor, Tensor], Tensor]
@@ -219,9 +220,10 @@ def _find_near(black_box: Gradient, batch: Population, level: str, scale: float)
     farthest = _find(black_box, batch, drift, level, scale)
     if farthest.residual < farthest.no_fit:
         return farthest
-    # A bound that does not look at the advantages leaves the gradient linear in them.
+    # A bound that does not look at the advantages leaves the gradient linear in them; inside it nothing is left but
+    # rounding, where what is merely nearer shrinks with the distance.
     nearer = (_find(black_box, batch, drift / shrink, level, scale) for shrink in (16, 256, 4096))
-    return next((finding for finding in nearer if finding.residual < FIT), farthest)
+    return next((finding for finding in nearer if finding.residual < _ROUNDING), farthest)
 
 
 def _is_linear(black_box: Gradient, batch: Population, drift: float) -> bool:

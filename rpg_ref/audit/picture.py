@@ -36,7 +36,7 @@ def draw(library: str, rows: Sequence[Row], path: Path) -> None:
     for regime, (panel, title) in enumerate(zip(panels, _REGIMES, strict=True)):
         for y, row in enumerate(drawn):
             assert row.findings is not None
-            found, documented = row.findings[regime].objective, row.case.by_regime[regime]
+            found, documented = row.findings[regime].objective, row.case.documented[regime]
             for place, name in enumerate(names):
                 at = y + (place - (len(names) - 1) / 2) * thick
                 if found is not None:
@@ -68,7 +68,7 @@ def draw(library: str, rows: Sequence[Row], path: Path) -> None:
 def _terms(row: Row) -> set[str]:
     """Names of the terms beside the reward, documented or found."""
     findings = [finding.objective for finding in row.findings or ()]
-    return {name for objective in (*findings, *row.case.by_regime) if objective for name in objective.terms} - {
+    return {name for objective in (*findings, *row.case.documented) if objective for name in objective.terms} - {
         "reward"
     }
 

@@ -49,7 +49,7 @@ class Row:
         """Whether the objective found is the one documented, on-policy and off-policy."""
         if self.findings is None:
             return False, False
-        on, off = map(same_objective, (finding.objective for finding in self.findings), self.case.by_regime)
+        on, off = map(same_objective, (finding.objective for finding in self.findings), self.case.documented)
         return on, off
 
     @property

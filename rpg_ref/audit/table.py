@@ -31,7 +31,7 @@ def describe(finding: Finding) -> str:
 
 
 def _cells(row: Row, numbers: dict[str, int]) -> tuple[str, ...]:
-    documented = [str(objective) if objective else "none" for objective in row.case.by_regime]
+    documented = [str(objective) if objective else "none" for objective in row.case.documented]
     stated = documented[0] if documented[0] == documented[1] else "; off-policy ".join(documented)
     found, residual = ["error", "error"], ""
     if row.findings is not None:
@@ -116,7 +116,7 @@ def record(library: str, rows: Sequence[Row]) -> dict[str, Any]:
 
 def _record(row: Row) -> dict[str, Any]:
     regimes = dict(zip(("on_policy", "off_policy"), row.findings or (None, None), strict=True))
-    documented = dict(zip(regimes, row.case.by_regime, strict=True))
+    documented = dict(zip(regimes, row.case.documented, strict=True))
     return {
         "option": row.case.option,
         "level": row.case.level,

@@ -18,8 +18,8 @@ class Case:
 
     Attributes:
         option: the settings, spelt as the library's user spells them.
-        documented: the objective that the library's documentation states for them; a pair where that differs on-policy
-            and off-policy, None for no known objective.
+        documented: the objectives that the documentation states for them on-policy and off-policy; None where it states
+            none, as for a surrogate that follows a gradient of its own.
         subject: a loss for ``identify``, or a step for ``identify_model`` where ``whole_model``.
         level: of the documented objective, "token" or "sequence".
         whole_model: whether the subject is a step.
@@ -28,15 +28,10 @@ class Case:
     """
 
     option: str
-    documented: Objective | tuple[Objective | None, Objective | None]
+    documented: tuple[Objective | None, Objective | None]
     subject: Callable[..., Any]
     level: str = "token"
     whole_model: bool = False
-
-    @property
-    def by_regime(self) -> tuple[Objective | None, Objective | None]:
-        """What is documented on-policy and off-policy."""
-        return (self.documented, self.documented) if isinstance(self.documented, Objective) else self.documented
 
 
 TARGETS: Table[str] = Table(

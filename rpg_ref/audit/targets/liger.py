@@ -34,6 +34,8 @@ _ROWS: tuple[Settings, ...] = (
     {**_GSPO, **_PLAIN},
     {**_GSPO, **_CORRECTED},
 )
+# Off-policy these follow a gradient of their own, and their papers say so.
+_OWN_SURROGATE = {"sapo", "vespo", "sequence"}
 
 
 def cases() -> list[Case]:
@@ -55,8 +57,9 @@ def _case(settings: Settings) -> Case:
     level = settings.get("importance_sampling_level", "token")
     terms = {"reward": 1.0, "reverse_kl": settings["beta"]}
     objective = Objective({term: c for term, c in terms.items() if c}, level)
+    documented = (objective, None) if _OWN_SURROGATE & set(settings.values()) else (objective, objective)
     option = " ".join(["GRPO", *(f"{key}={value}" for key, value in settings.items())])
-    return Case(option, objective, partial(_step, settings), level, whole_model=True)
+    return Case(option, documented, partial(_step, settings), level, whole_model=True)
 
 
 def _step(settings: Settings, model: Any, batch: Any) -> Tensor:

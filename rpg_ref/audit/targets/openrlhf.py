@@ -1,14 +1,8 @@
 """OpenRLHF: the PPO actor's ``training_step`` over policy losses and KL options, and its KL penalty in the reward."""
 
-import sys
-from collections.abc import Iterator, Sequence
-from contextlib import contextmanager
 from functools import partial
 from importlib import import_module
-from importlib.abc import Loader, MetaPathFinder
-from importlib.machinery import ModuleSpec
-from importlib.util import find_spec
-from types import ModuleType, SimpleNamespace
+from types import SimpleNamespace
 from typing import Any
 from unittest.mock import MagicMock
 
@@ -17,6 +11,7 @@ from torch import Tensor
 
 from rpg_ref.audit.objective import Objective
 from rpg_ref.audit.targets import Case
+from rpg_ref.audit.targets.stand_ins import stand_ins
 
 DISTRIBUTION = "openrlhf"
 KNOWN = "0.11.2"
@@ -82,9 +77,12 @@ def cases() -> list[Case]:
 
 
 def _case(settings: Settings, penalty: dict[str, float] | None = None, level: str = "token") -> Case:
-    level = "sequence" if settings.get("actor.policy_loss_type") == "gspo" else level
+    # GSPO's paper states its own gradient off-policy.
+    gspo = settings.get("actor.policy_loss_type") == "gspo"
+    level = "sequence" if gspo else level
     option = " ".join(f"{key}={value}" for key, value in settings.items())
-    return Case(option, Objective({"reward": 1.0, **(penalty or {})}, level), _subject(settings), level)
+    objective = Objective({"reward": 1.0, **(penalty or {})}, level)
+    return Case(option, (objective, None if gspo else objective), _subject(settings), level)
 
 
 def _subject(settings: Settings) -> Any:
@@ -162,48 +160,3 @@ def _namespace(settings: Settings) -> SimpleNamespace:
             inner = getattr(inner, part)
         setattr(inner, name, value)
     return root
-
-
-class _StandIn(ModuleType):
-    __path__: list[str] = []
-
-    def __getattr__(self, name: str) -> Any:
-        if name.startswith("__"):
-            raise AttributeError(name)
-        return MagicMock()
-
-
-class _Finder(MetaPathFinder, Loader):
-    def __init__(self, packages: Sequence[str]) -> None:
-        self.packages = packages
-
-    def find_spec(self, fullname: str, path: Any, target: Any = None) -> ModuleSpec | None:
-        return ModuleSpec(fullname, self) if fullname.partition(".")[0] in self.packages else None
-
-    def create_module(self, spec: ModuleSpec) -> ModuleType:
-        return _StandIn(spec.name)
-
-    def exec_module(self, module: ModuleType) -> None:
-        pass
-
-
-@contextmanager
-def stand_ins(packages: Sequence[str]) -> Iterator[None]:
-    """Let packages that are not installed be imported until the end of the block, with a mock for each name in them.
-
-    Args:
-        packages: top-level names; those that are installed are left alone.
-
-    Yields:
-        Nothing.
-
-    Source: ours.
-    """
-    finder = _Finder([name for name in packages if name not in sys.modules and find_spec(name) is None])
-    sys.meta_path.append(finder)
-    try:
-        yield
-    finally:
-        sys.meta_path.remove(finder)
-        for name in [name for name, module in sys.modules.items() if isinstance(module, _StandIn)]:
-            del sys.modules[name]

@@ -13,7 +13,7 @@ from torch import Tensor
 
 from rpg_ref.audit.objective import Objective
 from rpg_ref.audit.targets import Case
-from rpg_ref.audit.targets.openrlhf import stand_ins
+from rpg_ref.audit.targets.stand_ins import stand_ins
 
 DISTRIBUTION = None
 KNOWN = "ec8e30b"
@@ -67,7 +67,8 @@ def cases(checkout: Path) -> list[Case]:
 
 
 def _case(option: str, penalty: dict[str, float], subject: Callable[..., Tensor]) -> Case:
-    return Case(option, Objective({"reward": 1.0, **penalty}), subject)
+    objective = Objective({"reward": 1.0, **penalty})
+    return Case(option, (objective, objective), subject)
 
 
 def _actor(algos: Any, kl_type: str | None, *, ref_is_old: bool = False) -> Callable[..., Tensor]:

@@ -55,6 +55,8 @@ _GRPO: tuple[Settings, ...] = (
     {**_VLLM, **_CORRECTED},
 )
 # fmt: on
+# Off-policy these follow a gradient of their own, and their papers say so.
+_OWN_SURROGATE = {"sapo", "vespo", "sequence"}
 _RLOO: tuple[Settings, ...] = ({"beta": 0.0}, {"beta": 0.05})
 
 
@@ -79,7 +81,9 @@ def _case(name: str, settings: Settings) -> Case:
     whole = name == "RLOO" or "sequence" in option
     level = "sequence" if whole else "token"
     objective = Objective({term: c for term, c in terms.items() if c}, level)
-    return Case(option, objective, partial(_step, name, settings), level, whole_model=True)
+    own_surrogate = _OWN_SURROGATE & set(settings.values())
+    documented = (objective, None) if own_surrogate else (objective, objective)
+    return Case(option, documented, partial(_step, name, settings), level, whole_model=True)
 
 
 def _step(name: str, settings: Settings, model: Any, batch: Any) -> Tensor:

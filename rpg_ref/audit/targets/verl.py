@@ -13,7 +13,6 @@ DISTRIBUTION = "verl"
 KNOWN = "0.9.1"
 
 _COEFFICIENT = 0.001  # kl_loss_coef and kl_ctrl.kl_coef in verl's actor.yaml and ppo_trainer.yaml
-_DRO_BETA = 0.1
 _TOKENS = 3.0  # per response; any constant, as _subject says
 _CORRECTION = "algorithm.rollout_correction."
 
@@ -23,10 +22,11 @@ Settings = dict[str, Any]
 _KL_LOSSES = ("low_var_kl", "mse", "kl", "abs", "low_var_kl+", "kl+", "abs+")
 _AGGREGATIONS = ("token-sum", "seq-mean-token-sum", "seq-mean-token-mean", "seq-mean-token-sum-norm")
 _SEQUENCE_LEVEL = {"gspo", "geo_mean"}
+# Off-policy these follow a gradient of their own, and their papers say so.
+_OWN_SURROGATE = _SEQUENCE_LEVEL | {"sapo", "gpg", "dro", "clip_cov", "kl_cov"}
 
 # Policy losses with settings of their own.
-_DEMANDS: dict[str, Settings] = {"dro": {"policy_loss.dro_beta": _DRO_BETA}}
-_PENALTIES: dict[str, dict[str, float]] = {"dro": {"reverse_kl_old": _DRO_BETA}}
+_DEMANDS: dict[str, Settings] = {"dro": {"policy_loss.dro_beta": 0.1}}
 
 # Three policies: the sampler is the rollout's, the trainer's π_old is where π_θ stands. Bypassed, π_old is the sampler.
 _CORRECTIONS: list[Settings] = [
@@ -59,10 +59,12 @@ def cases() -> list[Case]:
     for name in import_module("verl.trainer.ppo.core_algos").POLICY_LOSS_REGISTRY:
         if name not in ("vanilla", "bypass_mode"):  # the default; a correction
             settings = {"policy_loss.loss_mode": name, **_DEMANDS.get(name, {})}
-            found.append(_case(settings, _PENALTIES.get(name), _level(name in _SEQUENCE_LEVEL)))
+            level = _level(name in _SEQUENCE_LEVEL)
+            found.append(_case(settings, level=level, own_surrogate=name in _OWN_SURROGATE))
     for row in _CORRECTIONS:
         settings = {_CORRECTION + key: value for key, value in row.items()}
-        found.append(_case(settings, level=_level(row["rollout_is"] == "sequence")))
+        unweighted = row["rollout_is"] is None and row["loss_type"] == "reinforce"
+        found.append(_case(settings, level=_level(row["rollout_is"] == "sequence"), own_surrogate=unweighted))
     found.append(_case({_CORRECTION + "rollout_is": "token", **kl, "kl_loss_type": "low_var_kl+"}, penalty))
     for name in ("kl", "mse", "abs", "low_var_kl"):
         found.append(_case(in_reward | {"algorithm.kl_penalty": name}, penalty, "sequence"))
@@ -73,9 +75,16 @@ def _level(sequence: bool) -> str:
     return "sequence" if sequence else "token"
 
 
-def _case(settings: Settings, penalty: dict[str, float] | None = None, level: str = "token") -> Case:
+def _case(
+    settings: Settings,
+    penalty: dict[str, float] | None = None,
+    level: str = "token",
+    *,
+    own_surrogate: bool = False,
+) -> Case:
     option = " ".join(f"{key}={value}" for key, value in settings.items()) or "defaults"
-    return Case(option, Objective({"reward": 1.0, **(penalty or {})}, level), _subject(settings), level)
+    objective = Objective({"reward": 1.0, **(penalty or {})}, level)
+    return Case(option, (objective, None if own_surrogate else objective), _subject(settings), level)
 
 
 def _under(settings: Settings, prefix: str) -> Settings:
