@@ -132,8 +132,10 @@ def weighing(pull: Float[Tensor, "B T"], advantages: Float[Tensor, "B"], mask: B
 
     Source: ours.
     """
-    length = mask.sum(1, keepdim=True).double()
-    weights = torch.where(mask, pull / advantages[:, None], 0.0)
+    length = mask.sum(1, keepdim=True).double().expand(mask.shape)[mask]
+    given = advantages[:, None].expand(mask.shape)[mask]
+    # What the loss subtracts from all advantages is none of its weights' doing.
+    centred = torch.stack([given, torch.ones_like(given)], 1)
     for power, sentence in (
         (0.0, None),
         (-1.0, None),
@@ -141,9 +143,8 @@ def weighing(pull: Float[Tensor, "B T"], advantages: Float[Tensor, "B"], mask: B
         (-0.5, "1/√T"),
         (1.0, "T"),
     ):
-        usual = length**power * mask
-        factor = (weights * usual).sum() / usual.square().sum()
-        if factor != 0 and not _differ(weights, factor * usual):
+        used = pull[mask] / length**power
+        if not _differ(used, centred @ torch.linalg.lstsq(centred, used[:, None]).solution.squeeze(1)):
             return None if sentence is None else f"a token of a response of length T weighs {sentence}"
     return "the tokens of one response do not weigh the same on-policy, or not in proportion to its advantage"
 

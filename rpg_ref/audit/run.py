@@ -46,8 +46,8 @@ class Row:
 
     @property
     def as_documented(self) -> tuple[bool, bool]:
-        """Whether the objective found is the one documented, on-policy and off-policy."""
-        if self.findings is None:
+        """Whether it is what is documented, on-policy and off-policy; with a fault it is neither."""
+        if self.report is None or self.findings is None or self.report.faults:
             return False, False
         on, off = map(same_objective, (finding.objective for finding in self.findings), self.case.documented)
         return on, off

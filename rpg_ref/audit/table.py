@@ -38,7 +38,7 @@ def _cells(row: Row, numbers: dict[str, int]) -> tuple[str, ...]:
         marks = ("✓" if right else "✗" for right in row.as_documented)
         found = [f"{describe(finding)} {mark}" for finding, mark in zip(row.findings, marks, strict=True)]
         residual = " / ".join(f"{finding.residual:.0e}" for finding in row.findings)
-    notes = " ".join(str(numbers.setdefault(note, len(numbers) + 1)) for note in row.notes)
+    notes = " ".join(map(str, sorted(numbers.setdefault(note, len(numbers) + 1) for note in row.notes)))
     return row.case.option, stated, *found, residual, notes
 
 

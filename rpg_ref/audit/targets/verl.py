@@ -23,7 +23,9 @@ _KL_LOSSES = ("low_var_kl", "mse", "kl", "abs", "low_var_kl+", "kl+", "abs+")
 _AGGREGATIONS = ("token-sum", "seq-mean-token-sum", "seq-mean-token-mean", "seq-mean-token-sum-norm")
 _SEQUENCE_LEVEL = {"gspo", "geo_mean"}
 # Off-policy these follow a gradient of their own, and their papers say so.
-_OWN_SURROGATE = _SEQUENCE_LEVEL | {"sapo", "gpg", "dro", "clip_cov", "kl_cov"}
+_OWN_SURROGATE = _SEQUENCE_LEVEL | {"sapo", "gpg", "dro", "kl_cov"}
+# This one leaves tokens out, on-policy as well.
+_SELECTIVE = {"clip_cov"}
 
 # Policy losses with settings of their own.
 _DEMANDS: dict[str, Settings] = {"dro": {"policy_loss.dro_beta": 0.1}}
@@ -60,11 +62,12 @@ def cases() -> list[Case]:
         if name not in ("vanilla", "bypass_mode"):  # the default; a correction
             settings = {"policy_loss.loss_mode": name, **_DEMANDS.get(name, {})}
             level = _level(name in _SEQUENCE_LEVEL)
-            found.append(_case(settings, level=level, own_surrogate=name in _OWN_SURROGATE))
+            stated = (name not in _SELECTIVE, name not in _SELECTIVE | _OWN_SURROGATE)
+            found.append(_case(settings, level=level, stated=stated))
     for row in _CORRECTIONS:
         settings = {_CORRECTION + key: value for key, value in row.items()}
         unweighted = row["rollout_is"] is None and row["loss_type"] == "reinforce"
-        found.append(_case(settings, level=_level(row["rollout_is"] == "sequence"), own_surrogate=unweighted))
+        found.append(_case(settings, level=_level(row["rollout_is"] == "sequence"), stated=(True, not unweighted)))
     found.append(_case({_CORRECTION + "rollout_is": "token", **kl, "kl_loss_type": "low_var_kl+"}, penalty))
     for name in ("kl", "mse", "abs", "low_var_kl"):
         found.append(_case(in_reward | {"algorithm.kl_penalty": name}, penalty, "sequence"))
@@ -80,11 +83,12 @@ def _case(
     penalty: dict[str, float] | None = None,
     level: str = "token",
     *,
-    own_surrogate: bool = False,
+    stated: tuple[bool, bool] = (True, True),
 ) -> Case:
     option = " ".join(f"{key}={value}" for key, value in settings.items()) or "defaults"
     objective = Objective({"reward": 1.0, **(penalty or {})}, level)
-    return Case(option, (objective, None if own_surrogate else objective), _subject(settings), level)
+    on, off = (objective if says else None for says in stated)
+    return Case(option, (on, off), _subject(settings), level)
 
 
 def _under(settings: Settings, prefix: str) -> Settings:
