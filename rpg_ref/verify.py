@@ -10,7 +10,7 @@ import torch
 from jaxtyping import Bool, Float
 from torch import Tensor
 
-from rpg_ref.audit.identify import FIT, Finding, exact_gradient, find
+from rpg_ref.audit.identify import FIT, Finding, descent, exact_gradient, find
 from rpg_ref.audit.objective import Objective
 from rpg_ref.audit.oracle import (
     Policies,
@@ -98,7 +98,7 @@ def verify(recipe: Recipe, *, device: str | torch.device = "cpu", seed: int = 0)
     """
     loss, loss32 = (partial(_run, recipe, torch.device(device), dtype) for dtype in (torch.float64, torch.float32))
     batch = population(seed)
-    report = find(partial(exact_gradient, loss, batch), batch, recipe.measured_at)
+    report = find(partial(descent, loss, batch), batch, recipe.measured_at)
     regimes = ((report.on_policy, recipe.on_policy), (report.off_policy, recipe.off_policy))
     known = [(finding, declared) for finding, declared in regimes if declared is not None]
     errors = [_gradient_error(loss, finding, declared, seed) for finding, declared in known]

@@ -239,7 +239,7 @@ def test_a_step_that_calls_the_model_row_by_row():
     """A thousand rows one by one take a while: only the tokens are read."""
     from rpg_ref.audit.tokens import read_tokens
 
-    assert read_tokens(right_unpadded, 0.7) == []
+    assert read_tokens(right_unpadded, 0.7) == ((), ())
 
 
 @pytest.mark.parametrize("step", BUGS, ids=lambda step: step.__name__)
@@ -293,7 +293,7 @@ def test_a_sequence_ratio():
     "step, message",
     [
         (lambda model, batch: batch.advantages.sum(), "the step returned .* without a gradient"),
-        (lambda model, batch: None, "the step must return a scalar tensor, got NoneType"),
+        (lambda model, batch: None, "the step must return a scalar tensor, got a NoneType"),
         (lambda model, batch: of_completions(model, batch), "got a tensor of shape"),
         (lambda model, batch: right(model, batch) * math.nan, "the step returned NaN"),
     ],

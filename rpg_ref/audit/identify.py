@@ -28,13 +28,45 @@ _LARGEST_DRIFT, _HALVINGS, _NEAR = 0.8, 15, 0.01
 _NEVER_LINEAR = 0.1
 # A clip that stops one of the population's rows changes the gradient by far more, single precision by far less.
 _LINEAR = 1e-5
-# Rounding leaves about 1e-16 of a gradient that cancels, 1e-9 in single precision, beside the reward's.
-_ZERO = 1e-12
+# Where pulls cancel, rounding leaves about 1e-17 of their sum, 1e-9 in single precision.
+_ZERO = 1e-14
 _ROUNDING = 1e-12
-_ZERO_SINGLE = 1e-8
+_ZERO_SINGLE = 1e-7
 
-Gradient = Callable[[Tensor, Tensor], Tensor]
-"""(the policy's logits [S, V], advantage of each response [N]) ↦ −∇loss [S·V], in which gradient descent moves."""
+
+class Descent(NamedTuple):
+    """Where gradient descent on a loss moves the policy's logits, [K], and the sum of all rows' pulls, uncancelled."""
+
+    vector: Float[Tensor, "K"]
+    pulls: float
+
+
+BlackBox = Callable[[Tensor, Tensor], Descent]
+"""(the policy's logits [S, V], advantage of each response [N]) ↦ Descent."""
+
+
+def descent(loss_fn: Loss, population: Population, logits: Float[Tensor, "S V"], advantage: Tensor) -> Descent:
+    """Return −∇loss over the population, the direction that gradient descent on the loss ascends.
+
+    Args:
+        loss_fn: the loss.
+        population: the batch.
+        logits: of the policy, [S, V].
+        advantage: of each response, [N].
+
+    Returns:
+        Descent, K = S·V, in float64.
+
+    Raises:
+        ValueError: as ``scalar_of``.
+
+    Source: ours.
+    """
+    leaf = logits.detach().clone().requires_grad_()
+    tree, rows = population.tree, population.rows
+    logp, old, ref = (token_logp(tree, table)[rows] for table in (leaf.log_softmax(-1), population.old, population.ref))
+    loss = scalar_of(loss_fn(logp, old, ref, advantage[rows], tree.mask[rows]), "loss")
+    return Descent(-flat_gradient(loss, [leaf]), float(flat_gradient(loss, [logp]).abs().sum()))
 
 
 def exact_gradient(
@@ -56,10 +88,7 @@ def exact_gradient(
 
     Source: ours.
     """
-    leaf = logits.detach().clone().requires_grad_()
-    tree, rows = population.tree, population.rows
-    logp, old, ref = (token_logp(tree, table)[rows] for table in (leaf.log_softmax(-1), population.old, population.ref))
-    return -flat_gradient(scalar_of(loss_fn(logp, old, ref, advantage[rows], tree.mask[rows]), "loss"), [leaf])
+    return descent(loss_fn, population, logits, advantage).vector
 
 
 @dataclass(frozen=True)
@@ -79,6 +108,7 @@ class Finding:
         spread: largest |log π_θ/π_old| of a state and token there.
         unidentified: terms whose gradient vanishes in this regime.
         level: the level of the fitted terms.
+        normalised: whether the reward's part told the normaliser; else coefficients are known up to one common factor.
         vectors: the two parts' gradients.
 
     Source: ours.
@@ -93,6 +123,7 @@ class Finding:
     unidentified: tuple[str, ...]
     level: str
     parts: Mapping[str, Objective | None] = field(default_factory=dict)
+    normalised: bool = False
     vectors: Mapping[str, Tensor] = field(default_factory=dict, repr=False, compare=False)
 
     @property
@@ -114,10 +145,15 @@ class Finding:
         where = f" at |log π/π_old| ≤ {self.spread:.2g}" if self.drift else ""
         residual = f"residual {self.residual:.1g}{where}"
         if self.residual >= self.no_fit:
-            fit = "".join(f"; its {name} part is that of {part}" for name, part in self.parts.items() if part)
+            known = [
+                (name, part) for name, part in self.parts.items() if part and (self.normalised or len(part.terms) > 1)
+            ]
+            fit = "".join(f"; its {name} part is that of {part}" for name, part in known)
             return f"the gradient of no known objective ({residual}{fit})"
         if self.objective is None:
             return f"undecided ({residual})"
+        if not self.objective.terms:
+            return "nothing, its expected gradient is zero"
         return f"{self.objective} ({residual}{'' if self.residual < FIT else ', single precision'})"
 
 
@@ -143,22 +179,31 @@ class Report:
 
     @property
     def regimes_agree(self) -> bool:
-        """Whether both regimes have one objective, the same as far as it can be told on-policy."""
+        """Whether both regimes have one objective as far as it can be told on-policy, and none flees the sampler."""
         on, off = self.on_policy, self.off_policy
         if on.objective is None or off.objective is None:
             return False
-        return all(abs(c - on.coefficients.get(name, 0.0)) <= 1e-5 for name, c in off.coefficients.items())
+        flees = any(off.coefficients[name] < 0 for name in AGAINST_SAMPLER)
+        return not flees and all(abs(c - off.coefficients[name]) <= 1e-5 for name, c in on.coefficients.items())
 
     @cached_property
-    def forms(self) -> tuple[str, ...]:
-        """The known forms, right or wrong, that the parts have in both regimes, a sentence each."""
-        return tuple(_forms(self))
+    def forms(self) -> Mapping[str, str]:
+        """The known form, right or wrong, that a part has in both regimes, a sentence by the name of the part."""
+        return dict(_forms(self))
+
+    @property
+    def suspects(self) -> tuple[str, ...]:
+        """The forms of the parts that are no objective's, or not the same one's in both regimes."""
+        if self.regimes_agree:
+            return ()
+        on, off = self.on_policy.parts, self.off_policy.parts
+        fine = {part for part in self.forms if None not in (on.get(part), off.get(part)) and on[part] == off[part]}
+        return tuple(sentence for part, sentence in self.forms.items() if part not in fine)
 
     def __str__(self) -> str:
         """Return both verdicts and, line by line, what else was found."""
         verdicts = f"on-policy: {self.on_policy.verdict}; off-policy: {self.off_policy.verdict}"
-        forms = () if self.regimes_agree else self.forms
-        return "\n".join([verdicts, *(f"- {line}" for line in (*self.faults, *forms, *self.hazards))])
+        return "\n".join([verdicts, *(f"- {line}" for line in (*self.faults, *self.suspects, *self.hazards))])
 
 
 def identify(loss_fn: Loss, *, level: str = "token", seed: int = 0) -> Report:
@@ -180,12 +225,12 @@ def identify(loss_fn: Loss, *, level: str = "token", seed: int = 0) -> Report:
     Source: ours; the terms are those of TERMS.
     """
     batch, loss = population(seed), as_loss(loss_fn)
-    report = find(partial(exact_gradient, loss, batch), batch, level)
+    report = find(partial(descent, loss, batch), batch, level)
     faults, hazards = probe(loss)
     return replace(report, faults=faults, hazards=(*report.hazards, *hazards))
 
 
-def find(black_box: Gradient, batch: Population, level: str) -> Report:
+def find(black_box: BlackBox, batch: Population, level: str) -> Report:
     """Fit a black box's gradient in both regimes.
 
     Args:
@@ -201,7 +246,8 @@ def find(black_box: Gradient, batch: Population, level: str) -> Report:
     on = _find(black_box, batch, 0.0, level)
     off = _find_near(black_box, batch, level, on.scale)
     hazards = []
-    if not bool(on.vectors["reward"].any() or off.vectors["reward"].any()):
+    rewarded = on.vectors["reward"].any() or off.vectors["reward"].any()
+    if not rewarded and bool(on.vectors["penalty"].any() or off.vectors["penalty"].any()):
         hazards.append(
             "the advantages change nothing: the coefficients are known up to one common factor, the loss's normaliser"
         )
@@ -213,7 +259,7 @@ def find(black_box: Gradient, batch: Population, level: str) -> Report:
     return Report(on, off, batch, hazards=tuple(hazards))
 
 
-def _find_near(black_box: Gradient, batch: Population, level: str, scale: float) -> Finding:
+def _find_near(black_box: BlackBox, batch: Population, level: str, scale: float) -> Finding:
     """The finding where nothing is clipped; nearer, if it is only there that an objective is found."""
     drifts = (_LARGEST_DRIFT / 2**halvings for halvings in range(_HALVINGS))
     drift = next((drift for drift in drifts if _is_linear(black_box, batch, drift)), _NEVER_LINEAR)
@@ -226,10 +272,10 @@ def _find_near(black_box: Gradient, batch: Population, level: str, scale: float)
     return next((finding for finding in nearer if finding.residual < _ROUNDING), farthest)
 
 
-def _is_linear(black_box: Gradient, batch: Population, drift: float) -> bool:
+def _is_linear(black_box: BlackBox, batch: Population, drift: float) -> bool:
     """Whether the gradient is linear in the advantages: no sample is clipped."""
     logits = batch.old + drift * batch.drift
-    plus, minus, zero = (black_box(logits, s * batch.reward) for s in (1.0, -1.0, 0.0))
+    plus, minus, zero = (black_box(logits, s * batch.reward).vector for s in (1.0, -1.0, 0.0))
     return bool((plus + minus - 2 * zero).norm() <= _LINEAR * (plus - minus).norm())
 
 
@@ -253,7 +299,7 @@ def _fit(fields: dict[str, Tensor], target: Tensor) -> Fit:
     return Fit(dict(zip(fields, (solution / norms).tolist(), strict=True)), residual, condition)
 
 
-def _find(black_box: Gradient, batch: Population, drift: float, level: str, scale: float = 1.0) -> Finding:
+def _find(black_box: BlackBox, batch: Population, drift: float, level: str, scale: float = 1.0) -> Finding:
     """The finding at a drift; ``scale`` is the loss's normaliser if its reward part does not tell."""
     logits = batch.old + drift * batch.drift
     leaf = logits.clone().requires_grad_()
@@ -263,19 +309,36 @@ def _find(black_box: Gradient, batch: Population, drift: float, level: str, scal
         for name in TERMS
         if drift > 0 or name not in AGAINST_SAMPLER
     }
-    at_zero = black_box(logits, 0.0 * batch.reward)
-    vectors = {"reward": black_box(logits, batch.reward) - at_zero, "penalty": at_zero}
     spread = float((policies.current - policies.old).abs().max().detach())
     facts = (drift, spread, tuple(name for name in TERMS if name not in fields), level)
+    terms = {"reward": {"reward": fields.pop("reward")}, "penalty": fields}
+
+    plus, zero = (black_box(logits, s * batch.reward) for s in (1.0, 0.0))
+    pulls = {"reward": plus.pulls + zero.pulls, "penalty": zero.pulls}
+    first = _solve(terms, {"reward": plus.vector - zero.vector, "penalty": zero.vector}, pulls, scale, facts)
+    if first.residual < first.no_fit:
+        return first
+    # What divides by the advantages' spread, or drops responses without an advantage, has no gradient at zero to read.
+    minus = black_box(logits, -batch.reward)
+    halves = {"reward": (plus.vector - minus.vector) / 2, "penalty": (plus.vector + minus.vector) / 2}
+    second = _solve(terms, halves, dict.fromkeys(halves, plus.pulls + minus.pulls), scale, facts)
+    return second if second.residual < second.no_fit or math.isinf(first.residual) else first
+
+
+def _solve(
+    terms: dict[str, dict[str, Tensor]],
+    vectors: dict[str, Tensor],
+    pulls: dict[str, float],
+    scale: float,
+    facts: tuple[float, float, tuple[str, ...], str],
+) -> Finding:
+    """Fit each part's gradient by the terms it may have."""
     if not all(bool(part.isfinite().all()) for part in vectors.values()):
         return Finding({}, math.inf, math.nan, math.nan, *facts, vectors=vectors)
-
-    terms = {"reward": {"reward": fields.pop("reward")}, "penalty": fields}
-    size = max(float(vector.norm()) for vector in vectors.values())
-    found, fits = dict.fromkeys(("reward", *fields), 0.0), dict[str, Fit]()
+    found, fits = dict.fromkeys((name for part in terms.values() for name in part), 0.0), dict[str, Fit]()
     for part, vector in vectors.items():
-        fit = _fit(terms[part], vector) if vector.norm() > _ZERO * size else None
-        if fit is None or (fit.residual > NO_FIT and vector.norm() < _ZERO_SINGLE * size):
+        fit = _fit(terms[part], vector) if vector.norm() > _ZERO * pulls[part] else None
+        if fit is None or (fit.residual > NO_FIT and vector.norm() < _ZERO_SINGLE * pulls[part]):
             vectors[part] = torch.zeros_like(vector)
         else:
             fits[part], found = fit, found | fit.coefficients
@@ -285,9 +348,9 @@ def _find(black_box: Gradient, batch: Population, drift: float, level: str, scal
     measured = "reward" in fits and fits["reward"].residual < NO_FIT
     scale = abs(found["reward"]) if measured else scale
     found = {name: c / scale for name, c in found.items()}
-    finding = Finding(found, worst, scale, condition, *facts, vectors=vectors)
+    finding = Finding(found, worst, scale, condition, *facts, normalised=measured or scale != 1.0, vectors=vectors)
     parts = {
-        part: Objective({name: found[name] for name in terms[part] if found[name]}, level)
+        part: Objective({name: found[name] for name in terms[part] if found[name]}, finding.level)
         if fit.residual < finding.no_fit
         else None
         for part, fit in fits.items()
@@ -295,7 +358,7 @@ def _find(black_box: Gradient, batch: Population, drift: float, level: str, scal
     return replace(finding, parts=parts, coefficients=found if worst < finding.no_fit else {})
 
 
-def _forms(report: Report) -> Iterator[str]:
+def _forms(report: Report) -> Iterator[tuple[str, str]]:
     """Name the known form that has a part's gradient, with one factor for both regimes."""
     on, off, batch = report.on_policy, report.off_policy, report.population
     for part, rows, sentence in (
@@ -311,5 +374,5 @@ def _forms(report: Report) -> Iterator[str]:
             shape = torch.cat([exact_gradient(loss_fn, batch, x, batch.reward) for x in logits])
             c = float(shape @ target / shape.square().sum())
             if (target - c * shape).norm() < off.no_fit / 10 * target.norm():
-                yield sentence.format(form=form, c=c / on.scale)
+                yield part, sentence.format(form=form, c=c / on.scale)
                 break

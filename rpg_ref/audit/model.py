@@ -1,15 +1,17 @@
 """Which objective does a whole trainer optimise? Its step is given a model whose every probability is known."""
 
+import math
 from dataclasses import replace
 
 import torch
 from torch import Tensor
 
-from rpg_ref.audit.identify import Report, find
+from rpg_ref.audit.identify import Descent, Report, find
 from rpg_ref.audit.oracle import token_logp
 from rpg_ref.audit.population import population
 from rpg_ref.audit.prefix_lm import BOS, FIRST, PrefixTreeLM, Step, model_batch, run_step
 from rpg_ref.audit.tokens import read_tokens
+from rpg_ref.checks import check_number
 
 
 def identify_model(step: Step, *, level: str = "token", temperature: float = 0.7, seed: int = 0) -> Report:
@@ -30,12 +32,13 @@ def identify_model(step: Step, *, level: str = "token", temperature: float = 0.7
 
     Source: ours.
     """
+    check_number("temperature", temperature, 0.0, math.inf, "()")
     report = _find(step, level, temperature, seed)
-    tokens = read_tokens(step, temperature)
-    if any("temperature is missing" in sentence for sentence in tokens):
+    faults, hazards = read_tokens(step, temperature)
+    if any("temperature is missing" in sentence for sentence in faults):
         at_one = _find(step, level, 1.0, seed)
-        tokens.append(f"with a batch of temperature 1 it is {str(at_one).splitlines()[0]}")
-    return replace(report, faults=tuple(tokens))
+        faults = (*faults, f"with a batch of temperature 1 it is {str(at_one).splitlines()[0]}")
+    return replace(report, faults=faults, hazards=(*report.hazards, *hazards))
 
 
 def _find(step: Step, level: str, temperature: float, seed: int) -> Report:
@@ -46,11 +49,12 @@ def _find(step: Step, level: str, temperature: float, seed: int) -> Report:
     prompts = [(BOS, FIRST)] * len(tokens)
     rollout = model_batch(prompts, list(map(tuple, tokens)), old, ref, batch.reward[batch.rows], temperature)
 
-    def black_box(logits: Tensor, advantage: Tensor) -> Tensor:
+    def black_box(logits: Tensor, advantage: Tensor) -> Descent:
         model.set_policy(logits, temperature)
         run_step(step, model, replace(rollout, advantages=advantage[batch.rows]))
-        # The policy's logits are the model's divided by the temperature.
         gradient = torch.zeros_like(model.rows) if model.rows.grad is None else model.rows.grad
-        return -temperature * gradient[:, FIRST:].flatten()
+        pulls = sum(float(call.logits.grad.abs().sum()) for call in model.calls if call.logits.grad is not None)
+        # The policy's logits are the model's divided by the temperature.
+        return Descent(-temperature * gradient[:, FIRST:].flatten().double(), temperature * pulls)
 
     return find(black_box, batch, level)

@@ -3,6 +3,7 @@
 from collections.abc import Callable
 from dataclasses import dataclass
 from functools import cache
+from itertools import product
 from typing import Any
 
 import torch
@@ -83,60 +84,88 @@ def scalar_of(output: Any, what: str) -> Float[Tensor, ""]:
     """
     loss = getattr(output, "loss", output)
     if not isinstance(loss, Tensor) or loss.ndim != 0:
-        got = f"a tensor of shape {tuple(loss.shape)}" if isinstance(loss, Tensor) else f"{type(loss).__name__}"
-        raise ValueError(f"the {what} must return a scalar tensor, got {got}; return the batch's average, a tensor")
+        got = f"a tensor of shape {tuple(loss.shape)}" if isinstance(loss, Tensor) else f"a {type(loss).__name__}"
+        remedy = "pass lambda *x: f(*x)[0]" if isinstance(loss, tuple) else "return the batch's average, a tensor"
+        raise ValueError(f"the {what} must return a scalar tensor, got {got}; {remedy}")
     if not loss.requires_grad:
-        raise ValueError(f"the {what} returned {float(loss):.6g} without a gradient; compute it from logp, undetached")
+        raise ValueError(f"the {what} returned {_number(loss)} without a gradient; compute it from logp, undetached")
     return loss
 
 
-_SHAPES: tuple[Callable[[Tensor, Tensor], tuple[Tensor, Tensor]], ...] = (
-    lambda A, mask: (A, mask),
-    lambda A, mask: (A[:, None].expand(mask.shape), mask),
-    lambda A, mask: (A, mask.double()),
-    lambda A, mask: (A[:, None].expand(mask.shape), mask.double()),
+_ADVANTAGES: tuple[Callable[[Tensor, Tensor], Tensor], ...] = (
+    lambda A, mask: A.clone(),
+    lambda A, mask: A[:, None].clone(),
+    lambda A, mask: A[:, None].expand(mask.shape).clone(),
 )
+_MASKS: tuple[Callable[[Tensor], Tensor], ...] = (Tensor.clone, Tensor.double, Tensor.long, Tensor.float)
 
 
 def as_loss(loss_fn: Loss) -> Callable[..., Tensor]:
-    """Find how a black box takes its advantages, [B] or [B, T], and its mask, bool or float, and check what it returns.
+    """Find how a black box takes its advantages, [B] or [B, 1] or [B, T], and its mask, and check what it returns.
 
     Args:
         loss_fn: the black box.
 
     Returns:
         loss(logp, logp_old, logp_ref, advantages [B], mask) ↦ a scalar tensor; it raises ValueError as ``scalar_of``.
+        Its arguments are copies: it may write into them.
 
     Raises:
-        ValueError: it raises an error for every form of the arguments; for an ordinary batch it is NaN, or has no
-            gradient, or two values; or as ``scalar_of``.
+        ValueError: it raises an error for every form of the arguments; for an ordinary batch it or its gradient is not
+            finite, or it has no gradient, or two values; or as ``scalar_of``.
 
     Source: ours.
     """
     rng = torch.Generator().manual_seed(0)
-    p, q, r = -torch.rand((3, 7, 4), generator=rng, dtype=torch.float64) - 0.5
-    A, mask = torch.randn(7, generator=rng, dtype=torch.float64), torch.ones((7, 4), dtype=torch.bool)
+    p, q, r = -torch.rand((3, 8, 5), generator=rng, dtype=torch.float64) - 0.5
+    A, mask = torch.randn(8, generator=rng, dtype=torch.float64), torch.ones((8, 5), dtype=torch.bool)
     errors: list[Exception] = []
-    for shaped in _SHAPES:
+    for as_mask, as_advantages in product(_MASKS, _ADVANTAGES):
 
-        def loss(p: Tensor, q: Tensor, r: Tensor, A: Tensor, mask: Tensor, shaped: Any = shaped) -> Tensor:
-            return scalar_of(loss_fn(p, q, r, *shaped(A, mask)), "loss")
+        def call(*batch: Tensor, as_mask: Any = as_mask, as_advantages: Any = as_advantages) -> Any:
+            *logps, A, mask = batch
+            return loss_fn(*(x.clone() for x in logps), as_advantages(A, mask), as_mask(mask))
 
         leaf = p.clone().requires_grad_()
         try:
-            first, second = loss(leaf, q, r, A, mask), loss(leaf, q, r, A, mask)
-        except (RuntimeError, IndexError, TypeError, AttributeError) as error:
+            outputs = call(leaf, q, r, A, mask), call(leaf, q, r, A, mask)
+        except Exception as error:  # whatever a black box raises
             errors.append(error)
             continue
-        if bool(first.isnan()):
-            raise ValueError("the loss is NaN for ordinary log-probabilities and advantages; nothing can be said of it")
+        first, second = (scalar_of(output, "loss") for output in outputs)
+        if not bool(first.isfinite()):
+            raise ValueError(
+                f"the loss is {_number(first)} for ordinary log-probabilities and advantages; mend that first"
+            )
         if not torch.equal(first, second):
-            raise ValueError(f"the loss was {first:.6g} and then {second:.6g} for one batch; make it deterministic")
-        if not bool(torch.autograd.grad(first, leaf, allow_unused=True, materialize_grads=True)[0].any()):
-            raise ValueError(f"the loss is {first:.6g} with a gradient of zero; compute it from logp, undetached")
-        return loss
-    what = f"{type(errors[0]).__name__}, {str(errors[0]).splitlines()[0] if str(errors[0]) else 'without a message'}"
+            raise ValueError(
+                f"the loss was {_number(first)} and then {_number(second)} for one batch; make it deterministic"
+            )
+        (gradient,) = torch.autograd.grad(first, leaf, allow_unused=True, materialize_grads=True)
+        if not bool(gradient.any()):
+            raise ValueError(f"the loss is {_number(first)} with a gradient of zero; compute it from logp, undetached")
+        if not bool(gradient.isfinite().all()):
+            raise ValueError("the loss's gradient is NaN or infinite for ordinary log-probabilities; mend that first")
+        return lambda *batch: scalar_of(call(*batch), "loss")
     raise ValueError(
-        f"the loss raised {what}; it must take (logp, logp_old, logp_ref, advantages, mask), tensors [B, T] and "
-        "advantages [B] or [B, T]"
+        f"the loss raised {sentence_of(errors[0])}; it must take (logp, logp_old, logp_ref, advantages, mask), tensors "
+        "[B, T] and advantages [B] or [B, T]"
     ) from errors[0]
+
+
+def _number(x: Tensor) -> str:
+    return "NaN" if bool(x.isnan()) else f"{float(x.detach()):.9g}"
+
+
+def sentence_of(error: BaseException) -> str:
+    """Return an error in one line.
+
+    Args:
+        error: any error.
+
+    Returns:
+        Its type and the first line of its message.
+
+    Source: ours.
+    """
+    return f"{type(error).__name__}, {str(error).splitlines()[0] if str(error) else 'without a message'}"

@@ -1,7 +1,7 @@
 """A causal language model whose every probability is known, and the batch that a trainer's step is given with it."""
 
-from collections.abc import Callable, Sequence
-from dataclasses import dataclass, fields
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from dataclasses import dataclass
 from itertools import pairwise
 from types import SimpleNamespace
 from typing import Any, NamedTuple
@@ -21,9 +21,9 @@ _NEVER = -60.0
 _STRAY_ROWS = 257
 
 
-@dataclass(frozen=True)
-class ModelBatch:
-    """What a trainer's loss computation takes; its tensors are also items, ``batch["input_ids"]``.
+@dataclass(eq=False)
+class ModelBatch(Mapping[str, Any]):
+    """What a trainer's loss computation takes; its fields are also items, ``batch["input_ids"]``, ``**batch``.
 
     Attributes:
         prompt_ids: [B, P], padded on the left.
@@ -55,11 +55,30 @@ class ModelBatch:
 
     def __getitem__(self, name: str) -> Any:
         """Return the field of that name."""
-        return getattr(self, name)
+        return vars(self)[name]
 
-    def keys(self) -> list[str]:
-        """Return the names, so that ``dict(batch)`` and ``**batch`` work."""
-        return [field.name for field in fields(self)]
+    def __setitem__(self, name: str, value: Any) -> None:
+        """Replace or add an item; the batch is the step's own copy."""
+        setattr(self, name, value)
+
+    def __iter__(self) -> Iterator[str]:
+        """Iterate over the names."""
+        return iter(vars(self))
+
+    def __len__(self) -> int:
+        """Return the number of fields."""
+        return len(vars(self))
+
+    def copy(self) -> "ModelBatch":
+        """Return a batch that may be written into."""
+        fields: dict[str, Any] = {name: x.clone() if isinstance(x, Tensor) else x for name, x in self.items()}
+        return ModelBatch(**fields)
+
+
+class Output(NamedTuple):
+    """What the model returns, with the field of transformers' outputs that a loss needs."""
+
+    logits: Float[Tensor, "B K V"]
 
 
 class PrefixTreeLM(nn.Module):
@@ -135,13 +154,14 @@ class PrefixTreeLM(nn.Module):
         position_ids: Tensor | None = None,
         logits_to_keep: int | Tensor = 0,
         **ignored: Any,
-    ) -> SimpleNamespace:
+    ) -> Output:
         """Return ``.logits`` [B, L, V], of the last ``logits_to_keep`` positions if that is not 0.
 
         Args:
             input_ids: token ids [B, L].
             attention_mask: [B, L], 1 for the tokens that are seen; None: all are.
-            position_ids: [B, L]; a position that does not follow its predecessor's makes a context another.
+            position_ids: [B, L]; a position that does not follow its predecessor's makes a context another, and a
+                position 0 begins a new one, as in packed rows.
             logits_to_keep: as in transformers.
             ignored: what else transformers' models take.
 
@@ -151,20 +171,33 @@ class PrefixTreeLM(nn.Module):
         Source: the calling convention of transformers' causal language models.
         """
         seen = torch.ones_like(input_ids) if attention_mask is None else attention_mask.long()
+        if seen.ndim != 2:
+            raise ValueError(
+                f"attention_mask has shape {tuple(seen.shape)}; pass [B, L], 1 for the tokens that are seen"
+            )
+        # From 1: without position_ids no context begins anew.
         places = seen.cumsum(1) if position_ids is None else position_ids.expand_as(input_ids)
         unique, inverse = torch.unique(torch.stack([input_ids, seen, places], 1), dim=0, return_inverse=True)
         index = torch.tensor([self._rows_along(*row) for row in unique.tolist()], device=self.device)[inverse]
         logits = torch.cat([self.rows, self.stray])[index]
         if logits.requires_grad:
             logits.retain_grad()
-            self.calls.append(Call(input_ids, index < len(self.rows), logits))
+            begins = torch.zeros_like(seen) if position_ids is None else (places == 0) & (seen == 1)
+            self.calls.append(Call(input_ids, begins.bool(), index < len(self.rows), logits))
         last = slice(-logits_to_keep, None) if isinstance(logits_to_keep, int) else logits_to_keep
-        return SimpleNamespace(logits=logits[:, last])
+        # A copy: what the caller does to it in place is not done to the logits that are read.
+        return Output(logits[:, last].clone())
+
+    def __getstate__(self) -> dict[str, Any]:
+        """Leave the recorded calls out of copies."""
+        return self.__dict__ | {"calls": []}
 
     def _rows_along(self, ids: list[int], seen: list[int], places: list[int]) -> list[int]:
         """The row of each position, from the tokens seen up to it and the gaps between their places."""
         rows, context = [], list[tuple[int, int]]()
         for token, visible, place in zip(ids, seen, places, strict=True):
+            if visible and place == 0:
+                context = []
             if visible:
                 context.append((token, place))
             gaps = {after[1] - before[1] for before, after in pairwise(context)}
@@ -175,9 +208,10 @@ class PrefixTreeLM(nn.Module):
 
 
 class Call(NamedTuple):
-    """One call of the model: token ids [B, L], whether each context is a response's own, and the logits [B, L, V]."""
+    """One call of the model: ids [B, L], where packed sequences begin, which contexts are a response's own, logits."""
 
     ids: Int[Tensor, "B L"]
+    begins: Tensor
     ordinary: Tensor
     logits: Float[Tensor, "B L V"]
 
@@ -243,7 +277,7 @@ def run_step(step: Step, model: PrefixTreeLM, batch: ModelBatch) -> None:
     """
     model.calls.clear()
     model.zero_grad()
-    output = step(model, batch)
+    output = step(model, batch.copy())
     if any(p.grad is not None for p in model.parameters()):
         return
     loss = scalar_of(output, "step")

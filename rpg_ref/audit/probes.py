@@ -2,12 +2,13 @@
 
 import math
 from collections.abc import Callable, Iterator
-from itertools import chain
 from typing import NamedTuple
 
 import torch
 from jaxtyping import Bool, Float
 from torch import Tensor
+
+from rpg_ref.audit.population import sentence_of
 
 ScalarLoss = Callable[..., Tensor]
 """loss(logp, logp_old, logp_ref, advantages [B], mask) ↦ a scalar tensor."""
@@ -39,8 +40,19 @@ def probe(loss: ScalarLoss) -> tuple[tuple[str, ...], tuple[str, ...]]:
 
     Source: ours.
     """
-    faults, hazards = (_mask, _aggregation), (_detached, _padding, _split, _advantages, _far, _dead)
-    return tuple(chain(*(look(loss) for look in faults))), tuple(chain(*(look(loss) for look in hazards)))
+    faults, hazards = ([sentence for look in looks for sentence in _said(look, loss)] for looks in (_FAULTS, _HAZARDS))
+    return tuple(faults), tuple(hazards)
+
+
+def _said(look: Callable[[ScalarLoss], Iterator[str]], loss: ScalarLoss) -> list[str]:
+    """What one probe says; a loss may well refuse what it is probed with."""
+    said: list[str] = []
+    try:
+        for sentence in look(loss):
+            said.append(sentence)
+    except Exception as error:  # whatever a black box raises
+        said.append(f"it raises {sentence_of(error)}, with {(_FAULTS | _HAZARDS)[look]}")
+    return said
 
 
 def _rows(*, even: bool) -> Rows:
@@ -79,13 +91,14 @@ def _no_advantages(rows: Rows) -> Rows:
 def _detached(loss: ScalarLoss) -> Iterator[str]:
     """What changes the loss's value and not its gradient."""
     rows = _rows(even=True)
-    for what, other in (
-        ("the advantages change", rows._replace(A=2 * rows.A)),
-        ("the reference changes", rows._replace(r=rows.r - 0.5)),
+    bare = _no_advantages(rows)
+    for what, one, other in (
+        ("the advantages change", rows, rows._replace(A=2 * rows.A)),
+        ("the reference changes", bare, bare._replace(r=rows.r - 0.5)),
     ):
-        value, changed = _value(loss, rows), _value(loss, other)
+        value, changed = _value(loss, one), _value(loss, other)
         moves = abs(changed - value) > _SAME * max(abs(value), abs(changed))
-        if moves and not _differ(_pull(loss, rows), _pull(loss, other)):
+        if moves and not _differ(_pull(loss, one), _pull(loss, other)):
             yield f"{what} the loss's value and not its gradient: unweighted k1, or a detached term"
 
 
@@ -120,11 +133,11 @@ def _padding(loss: ScalarLoss) -> Iterator[str]:
 
 
 def weighing(pull: Float[Tensor, "B T"], advantages: Float[Tensor, "B"], mask: Bool[Tensor, "B T"]) -> str | None:
-    """Say how much a token of a long response weighs, if that is none of the usual ways.
+    """Say how the tokens weigh, if that is in none of the usual ways.
 
     Args:
         pull: coefficient of each token's ∇log π_θ that the advantages cause, on-policy, [B, T].
-        advantages: [B].
+        advantages: [B], not all equal; equal ones for a pull that they do not cause.
         mask: [B, T].
 
     Returns:
@@ -135,28 +148,92 @@ def weighing(pull: Float[Tensor, "B T"], advantages: Float[Tensor, "B"], mask: B
     length = mask.sum(1, keepdim=True).double().expand(mask.shape)[mask]
     given = advantages[:, None].expand(mask.shape)[mask]
     # What the loss subtracts from all advantages is none of its weights' doing.
-    centred = torch.stack([given, torch.ones_like(given)], 1)
+    centred = torch.stack([given, torch.ones_like(given)], 1) if bool(given.std() > 0) else given[:, None]
     for power, sentence in (
         (0.0, None),
         (-1.0, None),
-        (-2.0, "1/T², as if divided by the length twice"),
-        (-0.5, "1/√T"),
-        (1.0, "T"),
+        (-2.0, "a token of a response of length T weighs 1/T², as if divided by the length twice"),
+        (-0.5, "a token of a response of length T weighs 1/√T"),
+        (1.0, "a token of a response of length T weighs T"),
     ):
         used = pull[mask] / length**power
-        if not _differ(used, centred @ torch.linalg.lstsq(centred, used[:, None]).solution.squeeze(1)):
-            return None if sentence is None else f"a token of a response of length T weighs {sentence}"
-    return "the tokens of one response do not weigh the same on-policy, or not in proportion to its advantage"
+        solution = torch.linalg.lstsq(centred, used[:, None]).solution.squeeze(1)
+        if not _differ(used, centred @ solution):
+            if abs(solution[0]) < _SAME * used.abs().max():
+                return "every response moves by one number, not by its own advantage: a [B, 1] times [B] broadcast"
+            return sentence
+    rows = [row[kept] for row, kept in zip(pull, mask, strict=True)]
+    if any(_differ(row, row[:1].expand(row.shape)) for row in rows):
+        return "the tokens of one response do not weigh the same on-policy"
+    return (
+        "responses do not move in proportion to their advantages: a denominator for each micro-batch, a filter, or "
+        "another response's advantage"
+    )
 
 
 def _aggregation(loss: ScalarLoss) -> Iterator[str]:
+    """Whether tokens weigh the same, and each by its own log-probabilities."""
     rows = _rows(even=False)
-    rows = rows._replace(q=rows.p)
-    pull = _pull(loss, rows) - _pull(loss, _no_advantages(rows))
-    measured = bool(pull.isfinite().all()) and bool(pull.any())
-    sentence = weighing(pull, rows.A, rows.mask) if measured else None
+    rows = rows._replace(q=rows.p, r=rows.p - 0.3)
+    bare = _no_advantages(rows)
+    penalty = _pull(loss, bare)
+    reward = _pull(loss, rows) - penalty
+    if not bool(penalty.isfinite().all() and reward.isfinite().all()) or bool((penalty * ~rows.mask).any()):
+        return
+    size = (reward.abs() + penalty.abs()).max()
+    sentence = weighing(reward, rows.A, rows.mask) if reward.abs().max() > _ROUNDING * size else None
     if sentence is not None:
         yield sentence
+    own, others = _reach(loss, rows, "q")
+    if others and not own:
+        yield "a token's log π_old is used at another token: it is not aligned with log π_θ"
+    own, others = _reach(loss, bare, "r")
+    if others and not own:
+        yield "a token's log π_ref is used at another token: it is not aligned with log π_θ"
+    # Where a token's penalty depends on others' as well, as in a reward to go, equal log-ratios need not pull equally.
+    if own and not others:
+        of_penalty = weighing(penalty, torch.ones_like(rows.A), rows.mask)
+        if of_penalty not in (None, sentence):
+            yield f"in the penalty, {of_penalty}"
+
+
+def _reach(loss: ScalarLoss, rows: Rows, which: str) -> tuple[bool, bool]:
+    """Whether moving the second token's log π_old or log π_ref moves its own pull, and the others'."""
+    moved = getattr(rows, which).clone()
+    moved[:, 1] += 0.01
+    change = (_pull(loss, rows._replace(**{which: moved})) - _pull(loss, rows)).abs()
+    own = torch.arange(change.shape[1]) == 1
+    largest = change.max()
+    return bool(change[:, own].max() > _SAME * largest), bool(change[:, ~own].max() > _SAME * largest)
+
+
+def _region(loss: ScalarLoss) -> Iterator[str]:
+    """Whether a clip stops what it should stop."""
+    log_w = torch.linspace(-3, 3, 121, dtype=torch.float64)
+    p = torch.full((len(log_w), 4), -4.0, dtype=torch.float64)
+    q = p.clone()
+    q[:, 0] -= log_w
+    mask, near = torch.ones(p.shape, dtype=torch.bool), log_w.abs().argmin()
+    rows = Rows(p, q, q, 0 * log_w, mask)
+    still = _pull(loss, rows)[:, 0]
+    stops = {}
+    for sign in (1.0, -1.0):
+        pull = _pull(loss, rows._replace(A=torch.full_like(log_w, sign)))[:, 0] - still
+        dead = pull == 0
+        if not bool(pull.isfinite().all()) or bool(dead[near]):
+            return
+        stops[sign] = (_first(log_w[dead & (log_w < 0)], -1), _first(log_w[dead & (log_w > 0)], 0))
+    (up_low, up_high), (down_low, down_high) = stops[1.0], stops[-1.0]
+    if up_low is not None and up_high is None and down_high is not None and down_low is None:
+        yield (
+            "min and max of the clip are exchanged: a good response that has fallen below "
+            f"w = {math.exp(up_low):.2g} is never raised again, a bad one above {math.exp(down_high):.2g} never lowered"
+        )
+
+
+def _first(x: Tensor, end: int) -> float | None:
+    """The one nearest to w = 1 of those on its side."""
+    return float(x[end]) if len(x) else None
 
 
 def _split(loss: ScalarLoss) -> Iterator[str]:
@@ -178,10 +255,13 @@ def _advantages(loss: ScalarLoss) -> Iterator[str]:
     if not bool(zero.isfinite().all()):
         yield "equal advantages make the gradient NaN: they are divided by their standard deviation, 0"
         return
+    size = _pull(loss, rows).abs().max()
     once, twice, raised = (_pull(loss, rows._replace(A=A)) - zero for A in (rows.A, 2 * rows.A, rows.A + 1))
+    if once.abs().max() <= _SAME * 1e-3 * size:
+        return
     if _differ(2 * once, twice):
         yield "the gradient is not proportional to the advantages: they are normalised or clipped inside"
-    elif bool(once.any()) and not _differ(once, raised):
+    elif not _differ(once, raised):
         yield "a constant added to all advantages changes nothing: their mean is subtracted inside"
 
 
@@ -219,3 +299,19 @@ def _dead(loss: ScalarLoss) -> Iterator[str]:
                 f"the penalty has no gradient {beyond} log π_θ/π_ref = {word}{float(nats[pull > 0][-1]):.1f}: "
                 "a clamp of its value stops the tokens that drifted most"
             )
+
+
+_Probe = Callable[[ScalarLoss], Iterator[str]]
+_FAULTS: dict[_Probe, str] = {
+    _mask: "numbers behind the mask",
+    _aggregation: "responses of different lengths",
+    _region: "ratios from e⁻³ to e³",
+}
+_HAZARDS: dict[_Probe, str] = {
+    _detached: "other advantages, or another reference",
+    _padding: "more padding, −inf or NaN behind the mask",
+    _split: "half of a batch",
+    _advantages: "zero, doubled or raised advantages",
+    _far: "tokens far from π_old or π_ref",
+    _dead: "tokens far from π_ref",
+}

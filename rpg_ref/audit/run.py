@@ -13,6 +13,7 @@ from typing import Any
 from rpg_ref.audit.identify import Finding, Report, identify
 from rpg_ref.audit.model import identify_model
 from rpg_ref.audit.objective import Objective
+from rpg_ref.audit.population import sentence_of
 from rpg_ref.audit.targets import TARGETS, Case
 
 # Single precision leaves 1e-6 of a coefficient.
@@ -57,7 +58,7 @@ class Row:
         """Faults, the known forms of what is not as documented, and hazards."""
         if self.report is None:
             return (self.error,)
-        forms = () if all(self.as_documented) else self.report.forms
+        forms = () if all(self.as_documented) else self.report.suspects
         return (*self.report.faults, *forms, *self.report.hazards)
 
 
@@ -122,12 +123,8 @@ def _guarded(cases: Callable[[], list[Case]], name: str, version: str, known: st
         raise Unavailable(f"{name} {version} needs the module {error.name!r}, which is not installed") from error
     except (ImportError, AttributeError, TypeError, KeyError, OSError) as error:
         raise Unavailable(
-            f"{name} {version} has another shape than {known}, which this adapter knows: {_sentence(error)}"
+            f"{name} {version} has another shape than {known}, which this adapter knows: {sentence_of(error)}"
         ) from error
-
-
-def _sentence(error: Exception) -> str:
-    return f"{type(error).__name__}, {str(error).splitlines()[0] if str(error) else 'without a message'}"
 
 
 def function_at(place: str) -> Callable[..., Any]:
@@ -157,7 +154,7 @@ def function_at(place: str) -> Callable[..., Any]:
     except ModuleNotFoundError as error:
         raise ValueError(f"{file} needs the module {error.name!r}, which is not installed here") from error
     except Exception as error:
-        raise ValueError(f"{file} cannot be imported: {_sentence(error)}") from error
+        raise ValueError(f"{file} cannot be imported: {sentence_of(error)}") from error
     function: Callable[..., Any] | None = getattr(module, name, None)
     if function is None or not callable(function):
         raise ValueError(f"{file} has no function {name!r}; it has {', '.join(_functions(module)) or 'none'}")
@@ -200,4 +197,4 @@ def audit(case: Case, *, seed: int = 0) -> Row:
     try:
         return Row(case, run(case.subject, level=case.level, seed=seed))
     except Exception as error:  # the library's own: whatever it raises belongs in its row
-        return Row(case, None, str(error) if isinstance(error, ValueError) else _sentence(error))
+        return Row(case, None, str(error) if isinstance(error, ValueError) else sentence_of(error))

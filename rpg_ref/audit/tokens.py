@@ -6,6 +6,7 @@ of all tokens y alone has another sign, and the others' log-magnitudes lie on a 
 
 from collections.abc import Iterator
 from dataclasses import replace
+from itertools import pairwise
 from typing import NamedTuple
 
 import torch
@@ -17,6 +18,7 @@ from rpg_ref.audit.prefix_lm import BOS, EOS, FIRST, PAD, Call, ModelBatch, Pref
 from rpg_ref.audit.probes import weighing
 
 _LINE = 1e-4
+_ROUNDING = 1e-12
 _PROMPTS = ((BOS, FIRST), (BOS, FIRST + 2, FIRST + 1, FIRST + 3))
 # Neighbours differ, so that a shifted label is another token.
 _COMPLETIONS = tuple(
@@ -50,8 +52,13 @@ class Scored(NamedTuple):
 class Unreadable(ValueError):
     """The gradient at the logits is none that log-probabilities of the batch's tokens leave."""
 
+    def __init__(self, sentence: str, by_place: bool = True) -> None:
+        """Say whether the places at least can be seen."""
+        super().__init__(sentence)
+        self.by_place = by_place
 
-def read_tokens(step: Step, temperature: float) -> list[str]:
+
+def read_tokens(step: Step, temperature: float) -> tuple[tuple[str, ...], tuple[str, ...]]:
     """Say what a step does to the batch's tokens.
 
     Args:
@@ -59,36 +66,66 @@ def read_tokens(step: Step, temperature: float) -> list[str]:
         temperature: of the batch.
 
     Returns:
-        A sentence for each mistake; none for a step that scores each response token once, on its own context.
+        Faults and hazards, a sentence each; none for a step that scores each response token once, in its own context.
 
     Raises:
-        ValueError: as ``run_step``.
+        ValueError: as ``run_step``; or the step's gradient is another one when it is run again.
 
     Source: the gradient of a log-softmax.
     """
     model = PrefixTreeLM(prefix_tree(4, 3), _PROMPTS)
     batch = _batch(model, temperature)
-    plus, minus, zero = (_pulls(step, model, replace(batch, advantages=s * batch.advantages)) for s in (1.0, -1.0, 0.0))
-    if (
-        not [call.ids.shape for call, _ in plus]
-        == [call.ids.shape for call, _ in minus]
-        == [call.ids.shape for call, _ in zero]
-    ):
-        return ["the model is called differently when the advantages change: the step's tokens cannot be read"]
+    A = batch.advantages
+    plus, again, minus, twice, raised, zero = (
+        _pulls(step, model, replace(batch, advantages=x)) for x in (A, A, -A, 2 * A, A + 1, 0 * A)
+    )
+    if not all(torch.equal(one, other) for (_, one), (_, other) in zip(plus, again, strict=True)):
+        raise ValueError("the step has another gradient when it is run again on the same batch; make it deterministic")
+    if len({tuple(call.ids.shape for call, _ in run) for run in (plus, minus, twice, raised, zero)}) > 1:
+        return ("the model is called differently when the advantages change: the step's tokens cannot be read",), ()
+    changes = [_difference(run, zero) for run in (plus, minus, twice, raised)]
+    largest = max((float(pull.abs().max()) for run in (plus, zero) for _, pull in run), default=0.0)
     # A clip stops a token for one sign of its advantage: between them the two signs show all.
-    parts = [
-        [(call, pull - rest) for (call, pull), (_, rest) in zip(side, zero, strict=True)] for side in (plus, minus)
-    ]
-    reads_advantages = any(bool(pull.any()) for part in parts for _, pull in part)
+    rewarded = any(float(pull.abs().max()) > _ROUNDING * largest for side in changes[:2] for _, pull in side)
+    penalised = any(float(pull.abs().max()) > _ROUNDING * largest for _, pull in zero)
+    faults = _read_part(changes[:2], batch, weighed=True) if rewarded else []
+    if penalised:
+        faults += [f"in the penalty, {fault}" for fault in _read_part([zero], batch) if fault not in faults]
+    return tuple(faults), tuple(_of_advantages(*changes)) if rewarded else ()
+
+
+Pulls = list[tuple[Call, Tensor]]
+"""Each call of the model and −∂loss/∂logits, [B, L, V]."""
+
+
+def _difference(run: Pulls, other: Pulls) -> Pulls:
+    return [(call, pull - rest) for (call, pull), (_, rest) in zip(run, other, strict=True)]
+
+
+def _of_advantages(plus: Pulls, minus: Pulls, twice: Pulls, raised: Pulls) -> Iterator[str]:
+    """Whether the step uses the advantages as they are given."""
+    once, doubled, shifted = (torch.cat([pull.flatten() for _, pull in run]) for run in (plus, twice, raised))
+    size = 1e-5 * once.abs().max()
+    if (doubled - 2 * once).abs().max() > 2 * size:
+        yield "the gradient is not proportional to the advantages: they are normalised or clipped inside"
+    elif (shifted - once).abs().max() <= size:
+        yield "a constant added to all advantages changes nothing: their mean is subtracted inside"
+
+
+def _read_part(sides: list[Pulls], batch: ModelBatch, *, weighed: bool = False) -> list[str]:
+    """The mistakes of one part of the gradient, seen from one or two sides."""
     try:
-        sides = [list(_scored(part, batch)) for part in (parts if reads_advantages else [zero])]
+        read = [list(_scored(side, batch)) for side in sides]
     except Unreadable as error:
-        return [str(error)]
-    scored = {(s.row, s.place): s for side in reversed(sides) for s in side}
+        if weighed or not error.by_place:
+            return [str(error)]
+        # An entropy is no token's log-probability; where it is taken can still be seen.
+        read = [list(_scored(side, batch, by_place=True)) for side in sides]
+    scored = {(s.row, s.place): s for side in reversed(read) for s in side}
     mistakes = list(_mistakes(list(scored.values()), batch))
-    if any(len({(s.row, s.place) for s in side}) < len(side) for side in sides):
+    if weighed and any(len({(s.row, s.place) for s in side}) < len(side) for side in read):
         mistakes.append("tokens are scored twice: the model is called more than once on the same rows")
-    weights = _weighing(sides[0], batch) if reads_advantages and not mistakes else None
+    weights = _weighing(read[0], batch) if weighed and not mistakes else None
     return mistakes if weights is None else [weights]
 
 
@@ -109,37 +146,51 @@ def _batch(model: PrefixTreeLM, temperature: float) -> ModelBatch:
     return model_batch(prompts, _COMPLETIONS, logp, ref, A - A.mean(), temperature)
 
 
-def _pulls(step: Step, model: PrefixTreeLM, batch: ModelBatch) -> list[tuple[Call, Tensor]]:
+def _pulls(step: Step, model: PrefixTreeLM, batch: ModelBatch) -> Pulls:
     run_step(step, model, batch)
-    return [(call, -call.logits.grad) for call in model.calls if call.logits.grad is not None]
+    return [(call, -call.logits.grad.double()) for call in model.calls if call.logits.grad is not None]
 
 
 def _tokens(ids: list[int]) -> list[int]:
     return [token for token in ids if token != PAD]
 
 
-def _scored(calls: list[tuple[Call, Tensor]], batch: ModelBatch) -> Iterator[Scored]:
+def _scored(calls: Pulls, batch: ModelBatch, *, by_place: bool = False) -> Iterator[Scored]:
+    """Every position with a gradient; with ``by_place``, as if it scored the token that comes next."""
     row_of = {tuple(_tokens(row)): i for i, row in enumerate(batch.input_ids.tolist())}
     smallest = 1e-9 * max((float(pull.abs().max()) for _, pull in calls), default=0.0)
     for call, pull in calls:
-        for ids, ordinary, logits, gradients in zip(
-            call.ids.tolist(), call.ordinary, call.logits.detach(), pull, strict=True
-        ):
+        for ids, part, ordinary, logits, gradients in _sequences(call, pull):
             live = [place for place, g in enumerate(gradients) if g.abs().max() > smallest]
             row = row_of.get(tuple(_tokens(ids)))
             if live and row is None:
-                raise Unreadable("the step scores sequences that are not the batch's prompts and responses")
+                raise Unreadable("the step scores sequences that are not the batch's prompts and responses", False)
             for place in live:
-                label, temperature, c = _read(gradients[place], logits[place])
                 at = None if ids[place] == PAD else len(_tokens(ids[: place + 1])) - 1
-                yield Scored(row or 0, place, at, label, temperature, c, bool(ordinary[place]))
+                following = [*_tokens(ids), PAD][(at or 0) + 1]
+                label, temperature, c = (
+                    (following, batch.temperature, 1.0) if by_place else _read(gradients[place], logits[place])
+                )
+                yield Scored(row or 0, part + place, at, label, temperature, c, bool(ordinary[place]))
+
+
+def _sequences(call: Call, pull: Tensor) -> Iterator[tuple[list[int], int, Tensor, Tensor, Tensor]]:
+    """Each sequence of a call, and where it begins: a row, or a piece of one in which several are packed."""
+    for ids, begins, ordinary, logits, gradients in zip(
+        call.ids.tolist(), call.begins, call.ordinary, call.logits.detach(), pull, strict=True
+    ):
+        starts = begins.nonzero().flatten().tolist()
+        cuts = [0, *starts[1:], len(ids)]
+        for start, end in pairwise(cuts):
+            yield ids[start:end], start if len(cuts) > 2 else 0, *(x[start:end] for x in (ordinary, logits, gradients))
 
 
 def _read(gradient: Float[Tensor, "V"], logits: Float[Tensor, "V"]) -> tuple[int, float, float]:
     """The label, temperature and coefficient of a log-probability whose gradient at the logits this is."""
     best = (float("inf"), 0, 0.0, 0.0)
-    for label in range(len(logits)):
-        others = torch.arange(len(logits)) != label
+    used = gradient != 0  # a token that the step never allows has none
+    for label in used.nonzero().flatten().tolist():
+        others = used & (torch.arange(len(logits)) != label)
         g, z = gradient[others], logits[others]
         if not (bool((g > 0).all()) or bool((g < 0).all())):
             continue
@@ -147,8 +198,8 @@ def _read(gradient: Float[Tensor, "V"], logits: Float[Tensor, "V"]) -> tuple[int
         slope = float((x * y).sum() / x.square().sum())
         error = float((y - slope * x).abs().max())
         if slope > 0 and error < best[0]:
-            softmax = (logits * slope).softmax(-1)
-            best = (error, label, 1 / slope, float(gradient[label] / slope / (1 - softmax[label])))
+            softmax = (logits[used] * slope).softmax(-1)[int(used[:label].sum())]
+            best = (error, label, 1 / slope, float(gradient[label] / slope / (1 - softmax)))
     if best[0] > _LINE:
         raise Unreadable("a position's gradient is not that of one token's log-probability: its tokens cannot be read")
     return best[1:]
@@ -220,7 +271,9 @@ def _wrong_temperature(found: set[float], wanted: float) -> Iterator[str]:
 def _missing(
     missing: set[tuple[int, int]], wanted: set[tuple[int, int]], rows: list[list[int]], prompts: list[int]
 ) -> Iterator[str]:
+    ended = {key[0] for key in wanted if rows[key[0]][key[1]] == EOS}
     kinds = {
+        "responses cut off before EOS are left out": {key for key in wanted if key[0] not in ended},
         "EOS is dropped": {key for key in wanted if rows[key[0]][key[1]] == EOS},
         "the first token of each response is dropped": {key for key in wanted if key[1] == prompts[key[0]]},
         "the last token of each response is dropped": {key for key in wanted if key[1] == len(rows[key[0]]) - 1},
