@@ -406,3 +406,177 @@ def test_an_assertion_without_a_penalty_names_one_that_is_there():
     with pytest.raises(AssertionError, match="KL\\(π‖ref\\) has coefficient 0.1, not 0"):
         assert_gradient(RIGHT, reward=1.0)
     assert identify(RIGHT).off_policy.objective == Objective(dict(identify(RIGHT).off_policy.objective.terms))
+
+
+@pytest.mark.parametrize(
+    "loss, off",
+    [
+        (lambda p, q, r, A, mask: masked_mean(p - r, mask), {"forward_kl_old": -1 / 3}),
+        (lambda p, q, r, A, mask: -masked_mean(p, mask), {"forward_kl_old": 1 / 3}),
+        (lambda p, q, r, A, mask: masked_mean(p.float() - r.float(), mask), {"forward_kl_old": -1 / 3}),
+        (lambda p, q, r, A, mask: masked_mean(ratio(p, q).detach() * p, mask), {}),
+    ],
+    ids=["k1", "log π", "k1 in single precision", "detached ratio times log π"],
+)
+def test_an_expected_gradient_of_zero_is_nothing(loss, off):
+    report = identify(loss)
+    assert report.on_policy.verdict == "nothing, its expected gradient is zero"
+    assert dict(report.off_policy.objective.terms) == pytest.approx(off, rel=1e-6)
+
+
+def exchanged(p, q, r, A, mask):
+    w = ratio(p, q)
+    return masked_mean(-torch.maximum(w * A[:, None], w.clamp(0.8, 1.2) * A[:, None]), mask)
+
+
+def broadcast(p, q, r, A, mask):
+    return -(torch.where(mask, p - q, 0.0).sum(1, keepdim=True).exp() * A).mean()
+
+
+def late(x):
+    return torch.cat([x[:, :1], x[:, :-1]], 1)
+
+
+MISALIGNED = {
+    "exchanged clip": (exchanged, "min and max of the clip are exchanged"),
+    "broadcast": (broadcast, "a [B, 1] times [B] broadcast"),
+    "reference one token late": (
+        lambda p, q, r, A, mask: RIGHT(p, q, late(r), A, mask),
+        "a token's log π_ref is used at another token",
+    ),
+    "sampler one token late": (
+        lambda p, q, r, A, mask: masked_mean(-ratio(p, late(q)) * A[:, None], mask),
+        "a token's log π_old is used at another token",
+    ),
+    "penalty divided by the length twice": (
+        lambda p, q, r, A, mask: (
+            masked_mean(ppo(p, q, A), mask) + (torch.where(mask, k3(r - p), 0.0).sum(1) / mask.sum(1) ** 2).mean()
+        ),
+        "in the penalty, a token of a response of length T weighs 1/T²",
+    ),
+    "another response's advantage": (
+        lambda p, q, r, A, mask: masked_mean(ppo(p, q, A.roll(1)), mask),
+        "another response's advantage",
+    ),
+    "first token alone": (
+        lambda p, q, r, A, mask: masked_mean(ppo(p, q, A) * (torch.arange(p.shape[1]) == 0), mask),
+        "the tokens of one response do not weigh the same",
+    ),
+}
+
+
+@pytest.mark.parametrize("name", MISALIGNED)
+def test_a_fault_that_equal_lengths_hide_is_named(name):
+    loss, word = MISALIGNED[name]
+    report = identify(loss)
+    assert any(word in fault for fault in report.faults), report
+    with pytest.raises(AssertionError, match="fault beside it|another gradient"):
+        assert_gradient(report, reward=1.0)
+
+
+@pytest.mark.parametrize("low", [0.8, None], ids=["dual clip", "no lower bound"])
+def test_a_right_clip_is_no_fault(low):
+    def loss(p, q, r, A, mask):
+        w = ratio(p, q)
+        gain = torch.minimum(w * A[:, None], w.clamp(low, 1.2) * A[:, None])
+        return masked_mean(-torch.where(A[:, None] < 0, gain.clamp(min=3 * A[:, None]), gain), mask)
+
+    assert identify(loss).faults == ()
+
+
+def refusing(p, q, r, A, mask):
+    loss = -(ratio(p, q) * A[:, None] * mask).sum() / mask.sum()
+    assert torch.isfinite(loss), "NaN loss"
+    return loss
+
+
+def test_a_loss_that_refuses_is_told_and_not_lost():
+    report = identify(refusing)
+    assert terms(report.off_policy) == REWARD
+    assert any("it raises AssertionError, NaN loss, with more padding, −inf or NaN" in hazard for hazard in report.hazards)
+
+
+def checked(dtype, shape):
+    def loss(p, q, r, A, mask):
+        assert mask.dtype == dtype and A.shape == shape(p), "wrong form"
+        return -(ratio(p, q) * A.reshape(len(p), -1) * mask).sum() / mask.sum()
+
+    return loss
+
+
+@pytest.mark.parametrize("dtype", [torch.bool, torch.long, torch.float32, torch.float64])
+@pytest.mark.parametrize(
+    "shape", [lambda p: (len(p),), lambda p: (len(p), 1), lambda p: p.shape], ids=["B", "B1", "BT"]
+)
+def test_a_loss_that_checks_its_arguments(dtype, shape):
+    loss = checked(dtype, shape)
+    assert_gradient(loss, reward=1.0)
+
+
+def test_a_loss_may_write_into_its_arguments():
+    def loss(p, q, r, A, mask):
+        A -= A.mean()
+        p[~mask] = 0.0
+        q[~mask] = 0.0
+        mask[:, 0] &= True
+        return masked_mean(ppo(p, q, A), mask)
+
+    report = identify(loss)
+    assert terms(report.off_policy) == REWARD and report.faults == ()
+
+
+@pytest.mark.parametrize(
+    "loss",
+    [
+        lambda p, q, r, A, mask: masked_mean(ppo(p, q, (A - A.mean()) / A.std()) + BETA * reverse_kl(p, q, r), mask),
+        lambda p, q, r, A, mask: RIGHT(p, q, r, A, mask & (A.abs() > 1e-9)[:, None]),
+    ],
+    ids=["divided by a standard deviation", "rows without an advantage dropped"],
+)
+def test_a_gradient_that_is_not_there_without_advantages(loss):
+    report = identify(loss)
+    assert set(report.off_policy.objective.terms) == {"reward", "reverse_kl"}
+
+
+@pytest.mark.parametrize("seed", range(8))
+@pytest.mark.parametrize("beta", [1e-3, 1e-6])
+def test_single_precision_does_not_fail_an_assertion(beta, seed):
+    def loss(*batch):
+        p, q, r, A = (x.float() for x in batch[:4])
+        return masked_mean(-ratio(p, q) * A[:, None] + beta * reverse_kl(p, q, r), batch[4])
+
+    assert_gradient(loss, reward=1.0, reverse_kl=beta, seed=seed)
+
+
+def test_no_number_without_a_normaliser():
+    report = identify(lambda p, q, r, A, mask: masked_mean(-ratio(p, q) * A[:, None] ** 3 + BETA * k3(r - p), mask))
+    assert report.on_policy.objective is None and "its penalty part" not in str(report)
+
+
+@pytest.mark.parametrize(
+    "arguments, message",
+    [
+        ({"reverse_kl": math.nan}, "reverse_kl must be a number"),
+        ({"reward": 1.0, "regimes": []}, "regimes is"),
+        ({"reward": 1.0, "regimes": "on_policy"}, "regimes is 'on_policy'; pass a list"),
+        ({"reward": 1.0, "tolerance": 0.0}, "tolerance must be a number"),
+    ],
+)
+def test_an_assertion_that_could_not_fail_is_refused(arguments, message):
+    with pytest.raises(ValueError, match=message):
+        assert_gradient(RIGHT, **arguments)
+    with pytest.raises(ValueError, match="the report is of token level, the objective of sequence"):
+        assert_gradient(identify(RIGHT), level="sequence", reward=1.0)
+
+
+@pytest.mark.parametrize(
+    "loss, message",
+    [
+        (lambda p, *rest: (p.sum(), {}), "got a tuple; pass lambda"),
+        (lambda p, *rest: p.sum() / 0, "is (-inf|inf) for ordinary"),
+        (lambda p, *rest: (p - p).abs().sqrt().sum() + p.sum(), "gradient is NaN or infinite"),
+    ],
+)
+def test_what_cannot_be_audited_is_refused(loss, message):
+    with pytest.raises(ValueError, match=message):
+        identify(loss)

@@ -1,5 +1,6 @@
 """`identify_model` against whole trainer steps: a right one has no fault, each usual bug is named."""
 
+import copy
 import math
 from types import SimpleNamespace
 
@@ -193,7 +194,88 @@ def smoothed_labels(model, batch):
     return -(smoothed * batch.advantages[:, None] * batch.completion_mask).sum() / batch.completion_mask.sum()
 
 
+def k3_of(model, batch):
+    return k3(batch.logp_ref - of_completions(model, batch))
+
+
+def penalty_over_padding(model, batch):
+    return gain(model, batch) + BETA * k3_of(model, batch).mean()
+
+
+def penalty_without_eos(model, batch):
+    mask = batch.completion_mask * (batch.completion_ids != EOS)
+    return gain(model, batch) + BETA * (k3_of(model, batch) * mask).sum() / mask.sum()
+
+
+def penalty_without_temperature(model, batch):
+    logits = model(batch.input_ids, batch.attention_mask).logits[:, start(batch) - 1 : -1]
+    penalty = k3(batch.logp_ref - picked(logits, batch.completion_ids)) * batch.completion_mask
+    return gain(model, batch) + BETA * penalty.sum() / batch.completion_mask.sum()
+
+
+def entropy_over_padding(model, batch):
+    logits = logits_of(model, batch)[:, start(batch) - 1 : -1]
+    return gain(model, batch) + 0.01 * (logits.softmax(-1) * logits.log_softmax(-1)).sum(-1).mean()
+
+
+def entropy_over_the_prompt(model, batch):
+    logits = logits_of(model, batch)[:, :-1]
+    entropy = -(logits.softmax(-1) * logits.log_softmax(-1)).sum(-1) * batch.attention_mask[:, 1:]
+    return gain(model, batch) - 0.01 * entropy.sum() / batch.attention_mask[:, 1:].sum()
+
+
+def gain(model, batch):
+    mask = batch.completion_mask
+    w = (of_completions(model, batch) - batch.logp_old).exp()
+    return -(w * batch.advantages[:, None] * mask).sum() / mask.sum()
+
+
+def truncated_left_out(model, batch):
+    ended = (batch.completion_ids == EOS).any(1, keepdim=True)
+    if not ended.any():
+        return right(model, batch)
+    return loss_of(of_completions(model, batch), batch, batch.completion_mask * ended)
+
+
+def mean_of_micro_batches(model, batch):
+    parts = []
+    for rows in torch.arange(len(batch.input_ids)).chunk(2):
+        part = type(batch)(*(x[rows] if isinstance(x, torch.Tensor) else x for x in batch.values()))
+        parts.append(right(model, part))
+    return sum(parts) / 2
+
+
+def right_divided_in_place(model, batch):
+    logits = model(batch.input_ids, batch.attention_mask).logits
+    logits.div_(batch.temperature)
+    return loss_of(picked(logits[:, start(batch) - 1 : -1], batch.completion_ids), batch)
+
+
+def right_with_a_copy(model, batch):
+    of_completions(model, batch)
+    reference = copy.deepcopy(model)
+    with torch.no_grad():
+        of_completions(reference, batch)
+    batch["advantages"] = batch["advantages"].clone()
+    batch.advantages *= 1.0
+    assert "advantages" in batch and dict(batch.items()) and {**batch}
+    return right(model, batch)
+
+
+def right_packed(model, batch):
+    """All rows in one, positions beginning anew, no attention mask."""
+    kept = batch.attention_mask.bool()
+    positions = (batch.attention_mask.cumsum(1) - 1)[kept]
+    logits = model(batch.input_ids[kept][None], position_ids=positions[None]).logits[0] / batch.temperature
+    padded = torch.zeros((*kept.shape, logits.shape[-1]), dtype=logits.dtype)
+    padded[kept] = logits
+    return loss_of(picked(padded[:, start(batch) - 1 : -1], batch.completion_ids), batch)
+
+
 RIGHT = [
+    right_divided_in_place,
+    right_with_a_copy,
+    right_packed,
     right,
     right_kept,
     right_with_positions,
@@ -219,6 +301,13 @@ BUGS = {
     other_rows: "sequences that are not the batch's prompts and responses",
     twice: "tokens are scored twice",
     length_twice: "divided by the length twice",
+    penalty_over_padding: "in the penalty, padding is counted",
+    penalty_without_eos: "in the penalty, EOS is dropped",
+    penalty_without_temperature: "in the penalty, the temperature is missing",
+    entropy_over_padding: "in the penalty, padding is counted",
+    entropy_over_the_prompt: "in the penalty, prompt tokens are in the loss",
+    truncated_left_out: "responses cut off before EOS are left out",
+    mean_of_micro_batches: "a denominator for each micro-batch",
     smoothed_labels: "is not that of one token's log-probability",
 }
 
@@ -262,6 +351,21 @@ def test_other_temperatures(temperature):
     assert named == (temperature != 1.0)
 
 
+@pytest.mark.parametrize("temperature", [0.0, -1.0, math.nan])
+def test_a_temperature_that_is_none_is_refused(temperature):
+    with pytest.raises(ValueError, match="temperature must be a number"):
+        identify_model(right, temperature=temperature)
+
+
+def test_whitened_advantages_in_a_step():
+    def step(model, batch):
+        batch.advantages = (batch.advantages - batch.advantages.mean()) / (batch.advantages.std() + 1e-6)
+        return right(model, batch)
+
+    report = identify_model(step)
+    assert report.faults == () and "normalised or clipped inside" in report.hazards[0]
+
+
 def test_what_a_missing_temperature_hides_is_told():
     report = identify_model(without_temperature)
     assert report.on_policy.objective is None
@@ -296,6 +400,8 @@ def test_a_sequence_ratio():
         (lambda model, batch: None, "the step must return a scalar tensor, got a NoneType"),
         (lambda model, batch: of_completions(model, batch), "got a tensor of shape"),
         (lambda model, batch: right(model, batch) * math.nan, "the step returned NaN"),
+        (lambda model, batch: right(model, batch) * torch.rand(()), "make it deterministic"),
+        (lambda model, batch: model(batch.input_ids, torch.ones(1, 1, 2, 2)).logits.sum(), "attention_mask has shape"),
     ],
 )
 def test_what_is_no_step_is_refused(step, message):

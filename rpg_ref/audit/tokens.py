@@ -23,7 +23,7 @@ _PROMPTS = ((BOS, FIRST), (BOS, FIRST + 2, FIRST + 1, FIRST + 3))
 # Neighbours differ, so that a shifted label is another token.
 _COMPLETIONS = tuple(
     tuple(FIRST + token if token >= 0 else EOS for token in row)
-    for row in ((1, 2, 0), (3, 0, -1), (2, -1), (1, 0, 3), (2, 3, -1), (1, -1), (3, 1, 2), (2, 1, -1))
+    for row in ((1, 2, 0), (3, 0, -1), (2, -1), (1, 0, 3), (2, 3, -1), (1, -1), (3, 1, 2), (0, -1))
 )
 
 
