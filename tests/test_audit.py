@@ -48,6 +48,17 @@ def test_a_row_says_what_is_as_documented(audited):
     )
 
 
+def test_what_vanishes_on_policy_need_not_be_found_there():
+    """A KL against the sampler has no gradient on-policy: documented, it is not missed there."""
+    drift = Objective({"reward": 1.0, "forward_kl_old": 0.1})
+
+    def loss(p, q, r, A, mask):
+        w = (p - q).exp()
+        return torch.where(mask, 0.1 * k3(p - q) - w * A[:, None], 0.0).sum() / mask.sum()
+
+    assert audit(Case("drift", (drift, drift), loss)).as_documented == (True, True)
+
+
 def test_the_tables(audited):
     text, markdown = text_table("lib 1.0", audited), markdown_table("lib 1.0", audited)
     for table in (text, markdown):

@@ -5,8 +5,9 @@ import importlib.metadata
 import importlib.util
 import inspect
 import math
+import subprocess
 from collections.abc import Callable
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
 
@@ -50,7 +51,10 @@ class Row:
         """Whether it is what is documented, on-policy and off-policy; with a fault it is neither."""
         if self.report is None or self.findings is None or self.report.faults:
             return False, False
-        on, off = map(same_objective, (finding.objective for finding in self.findings), self.case.documented)
+        on, off = (
+            same_objective(finding.objective, _without(documented, finding.unidentified))
+            for finding, documented in zip(self.findings, self.case.documented, strict=True)
+        )
         return on, off
 
     @property
@@ -60,6 +64,11 @@ class Row:
             return (self.error,)
         forms = () if all(self.as_documented) else self.report.suspects
         return (*self.report.faults, *forms, *self.report.hazards)
+
+
+def _without(objective: Objective | None, names: tuple[str, ...]) -> Objective | None:
+    """An objective without the terms that have no gradient in a regime."""
+    return objective and replace(objective, terms={name: c for name, c in objective.terms.items() if name not in names})
 
 
 def same_objective(a: Objective | None, b: Objective | None) -> bool:
@@ -105,7 +114,9 @@ def cases_of(target: str, checkout: Path | None = None) -> tuple[str, list[Case]
         assert checkout is not None
         if not checkout.is_dir():
             raise ValueError(f"the checkout {str(checkout)!r} is not a directory; clone the code and pass its path")
-        return f"{target} at {checkout.name}", _guarded(lambda: adapter.cases(checkout), target, "", adapter.KNOWN)
+        return f"{target} at {_commit(checkout) or checkout.name}", _guarded(
+            lambda: adapter.cases(checkout), target, "", adapter.KNOWN
+        )
     try:
         version = importlib.metadata.version(adapter.DISTRIBUTION)
     except importlib.metadata.PackageNotFoundError:
@@ -114,6 +125,15 @@ def cases_of(target: str, checkout: Path | None = None) -> tuple[str, list[Case]
             f"{adapter.DISTRIBUTION} is not installed; this adapter knows {adapter.KNOWN}, with the packages in {where}"
         ) from None
     return f"{adapter.DISTRIBUTION} {version}", _guarded(adapter.cases, adapter.DISTRIBUTION, version, adapter.KNOWN)
+
+
+def _commit(checkout: Path) -> str:
+    """The short name of the commit that is checked out; empty where git does not say."""
+    command = ["git", "-C", str(checkout), "rev-parse", "--short=7", "HEAD"]
+    try:
+        return subprocess.run(command, capture_output=True, text=True, check=False).stdout.strip()
+    except OSError:
+        return ""
 
 
 def _guarded(cases: Callable[[], list[Case]], name: str, version: str, known: str) -> list[Case]:
