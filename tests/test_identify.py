@@ -344,6 +344,18 @@ def test_a_bound_tighter_than_the_policies_are_apart(bound):
     assert finding.spread < math.log(bound) and dict(finding.objective.terms) == pytest.approx(REWARD)
 
 
+def test_what_is_merely_nearer_is_no_fit():
+    """SAPO's gate is flat to second order: its residual falls as the square of the distance, and never to rounding."""
+
+    def loss(p, q, r, A, mask):
+        tau = torch.where(A > 0, 1.0, 1.05)[:, None]
+        gate = 4 / tau * (tau * (ratio(p, q) - 1)).sigmoid()
+        return masked_mean(-gate * A[:, None], mask)
+
+    report = identify(loss)
+    assert terms(report.on_policy) == REWARD and report.off_policy.objective is None
+
+
 @pytest.mark.parametrize("seed", [0, 1])
 def test_a_population_is_what_it_says(seed):
     """π_old in tenths, responses in exact proportion, a drift whose largest entry is 1, three policies that differ."""
@@ -493,7 +505,9 @@ def refusing(p, q, r, A, mask):
 def test_a_loss_that_refuses_is_told_and_not_lost():
     report = identify(refusing)
     assert terms(report.off_policy) == REWARD
-    assert any("it raises AssertionError, NaN loss, with more padding, −inf or NaN" in hazard for hazard in report.hazards)
+    assert any(
+        "it raises AssertionError, NaN loss, with more padding, −inf or NaN" in hazard for hazard in report.hazards
+    )
 
 
 def checked(dtype, shape):

@@ -13,10 +13,11 @@ from transformers import AutoModelForCausalLM, AutoTokenizer
 import train.run
 from rpg_ref import RECIPES
 from rpg_ref.verify import verify
-from train import policy_gradient
+from train import rollout as rollout_module
 from train.batch import pack, response_logprobs
+from train.checker import Checker
 from train.cli import main
-from train.config import ModelConfig
+from train.config import ModelConfig, OptimizerConfig
 from train.data import Message, read
 from train.model import build_model
 from train.optim import build_optimizer, step
@@ -164,12 +165,14 @@ def test_samples_end_with_the_end_and_repeat_with_the_seed_alone(model, tokenize
 
 def test_a_broken_gradient_moves_nothing_and_a_long_one_is_shortened():
     layer = torch.nn.Linear(2, 1, bias=False)
-    optimizer = build_optimizer(layer, learning_rate=0.1, warm_up=2, weight_decay=0.0)
+    optimizer = build_optimizer(layer, OptimizerConfig(learning_rate=0.1, prompts=1, warm_up=2, weight_decay=0.0))
     before = layer.weight.clone()
-    assert not step(optimizer, layer.weight.sum() * math.inf) < math.inf
-    assert torch.equal(layer.weight, before)
-    assert step(optimizer, layer.weight.sum() * 100) == pytest.approx(100 * 2**0.5)
-    assert layer.weight.grad.norm() == pytest.approx(1.0, abs=1e-4)
+    (layer.weight.sum() * math.inf).backward()
+    assert not step(optimizer, 0) < math.inf
+    assert torch.equal(layer.weight, before) and layer.weight.grad is None
+    (layer.weight.sum() * 100).backward()
+    assert step(optimizer, 0) == pytest.approx(100 * 2**0.5)
+    assert optimizer.rule.state[layer.weight]["exp_avg"].norm() == pytest.approx(0.1, abs=1e-4)
     # AdamW's first step is its learning rate, here half way up the warm-up.
     assert (before - layer.weight).flatten().tolist() == pytest.approx([0.05, 0.05], abs=1e-5)
 
@@ -201,7 +204,8 @@ def test_a_small_run_writes_everything_and_its_checkpoint_reloads(tmp_path, caps
         "config.toml",
         "data",
         "metrics.jsonl",
-        "checkpoint",
+        "checkpoints",
+        "model",
         "curves.png",
     }
     assert len(read(folder / "data" / "test.parquet")) == 8
@@ -211,8 +215,8 @@ def test_a_small_run_writes_everything_and_its_checkpoint_reloads(tmp_path, caps
         assert all(isinstance(x, int | float) for key, x in row.items() if key != "phase"), row
     assert matplotlib.image.imread(folder / "curves.png").shape[1] == 1200
 
-    model = AutoModelForCausalLM.from_pretrained(folder / "checkpoint").eval()
-    tokenizer = AutoTokenizer.from_pretrained(folder / "checkpoint")
+    model = AutoModelForCausalLM.from_pretrained(folder / "model").eval()
+    tokenizer = AutoTokenizer.from_pretrained(folder / "model")
     mine, turns = build_tokenizer(), [{"role": "user", "content": "47+38"}]
     text = tokenizer.apply_chat_template(turns, add_generation_prompt=True, tokenize=False)
     assert tokenizer(text)["input_ids"] == prompt_ids(mine, (Message("user", "47+38"),), 99)
@@ -224,7 +228,7 @@ def test_the_checkpoint_is_the_model_that_was_trained(tmp_path, monkeypatch):
     monkeypatch.setattr(train.run, "verify", lambda recipe: OK)
     monkeypatch.setattr(train.run, "build_model", lambda *a: trained.append(build_model(*a)) or trained[0])
     assert main(command(tmp_path / "run")) == 0
-    reloaded = AutoModelForCausalLM.from_pretrained(tmp_path / "run" / "checkpoint")
+    reloaded = AutoModelForCausalLM.from_pretrained(tmp_path / "run" / "model")
     ids = torch.tensor(PROMPTS[:1])
     with torch.no_grad():
         assert torch.equal(reloaded(ids).logits, trained[0].eval()(ids).logits)
@@ -375,9 +379,9 @@ def test_a_rollout_is_rewarded_one_or_minus_one(monkeypatch):
     """One right response of two: ±1 less the group's mean 0; both right: nothing to learn."""
     tokenizer = build_tokenizer()
     right, wrong = (answer_ids(tokenizer, text) for text in ("46", "47"))
-    monkeypatch.setattr(policy_gradient, "sample", lambda *_, **__: [right, wrong, right, right])
+    monkeypatch.setattr(rollout_module, "sample", lambda *_, **__: [right, wrong, right, right])
     config = load("cpu_tiny", {"rollout.prompts": 2, "rollout.samples": 2, "optimizer.prompts": 1})
     tasks = [Task([1, 2], "46"), Task([3], "46")]
-    rollout = policy_gradient.draw(None, tokenizer, tasks, RECIPES[config.recipe], config, 0)
+    rollout = rollout_module.draw(None, tokenizer, Checker("exact"), tasks, RECIPES[config.recipe], config, 0, 0)
     assert rollout.right.tolist() == [1.0, 0.0, 1.0, 1.0]
     assert rollout.advantage.tolist() == [1.0, -1.0, 0.0, 0.0]

@@ -42,7 +42,7 @@ def by_math_verify(response: str, answer: str) -> bool:
         kinds.append(StringExtractionConfig(strings=tuple(_LETTERS)))
     # None: the package's own limits are alarms, which work in a main thread only.
     true, said = (parse(text, kinds, parsing_timeout=None) for text in (rf"\boxed{{{answer}}}", response))
-    return verify(true, said, timeout_seconds=None)
+    return bool(verify(true, said, timeout_seconds=None))
 
 
 def by_released(response: str, answer: str) -> bool:

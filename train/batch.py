@@ -29,6 +29,14 @@ class Batch(NamedTuple):
         """Return the chosen sequences, with the same padding."""
         return Batch(*(x[chosen] for x in self))
 
+    def micro(self, budget: int) -> "list[Batch]":
+        """Split into batches of neighbours of at most ``budget`` tokens each, padding counted, and at least one row.
+
+        The padding stays: a row's numbers are then the same in every batch. A budget of 0 leaves the batch whole.
+        """
+        rows = max(1, budget // self.tokens.shape[1]) if budget else len(self.tokens)
+        return [self.rows(slice(first, first + rows)) for first in range(0, len(self.tokens), rows)]
+
 
 def pack(prompts: Sequence[Ids], responses: Sequence[Ids], pad_id: int) -> Batch:
     """Pad each prompt on the left and each response on the right to the longest of its kind."""

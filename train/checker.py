@@ -2,7 +2,6 @@
 
 import importlib.util
 import logging
-import math
 import os
 import signal
 import sys
@@ -18,8 +17,7 @@ from multiprocessing.process import BaseProcess
 
 from train.answers import RULES
 
-_STARTING = 120.0  # seconds until a worker must be ready: an import from a slow disk, on a busy machine
-_STARTS = 3  # so many in a row that fail are no accident
+_STARTING, _STARTS = 120.0, 3  # seconds until a worker is ready, from a slow disk; failures in a row that end it
 
 
 @dataclass
@@ -139,10 +137,10 @@ class Checker:
                 except (EOFError, OSError):
                     self._lose(worker, "crashes")
                     continue
-                if worker.pair is not None:
+                if worker.pair is not None:  # else it says that it is ready
                     verdicts[worker.pair] = said == b"right"
                     self.errors += said == b"error"
-                worker.ready, worker.pair, worker.deadline = True, None, math.inf
+                worker.ready, worker.pair, worker.deadline = True, None, float("inf")
                 self._failed_starts = 0
             elif worker.deadline <= time.monotonic():
                 self._lose(worker, "timeouts")
@@ -153,19 +151,16 @@ class Checker:
             setattr(self, counter, getattr(self, counter) + 1)
         elif not worker.ready:
             self._failed_starts += 1
-            if self._failed_starts == _STARTS:
-                self._failed_starts = 0
-                raise RuntimeError(
-                    f"{_STARTS} answer workers in a row ended before they were ready; mend what they print above, or "
-                    'give the main script its if __name__ == "__main__"'
-                )
+            if self._failed_starts % _STARTS == 0:
+                remedy = 'mend what they print, or give the main script its if __name__ == "__main__"'
+                raise RuntimeError(f"{_STARTS} answer workers in a row ended before they were ready; {remedy}")
 
     def _start(self) -> None:
         # Never a fork: of a process with torch's threads in it, that deadlocks.
         context = get_context("spawn")
         pipe, theirs = context.Pipe()
-        arguments = (theirs, self._rule.judge, self._seconds, self._memory)
-        process = context.Process(target=_serve, args=arguments, name="answers", daemon=True)
+        arguments = theirs, self._rule.judge, self._seconds, self._memory
+        process = context.Process(target=_serve, args=arguments, daemon=True)
         process.start()
         theirs.close()  # so that its death closes the pipe
         self._workers.append(_Worker(process, pipe, time.monotonic() + _STARTING))
@@ -185,8 +180,7 @@ def _serve(pipe: Connection, judge: Callable[[str, str], bool], seconds: float, 
 
         hard = resource.getrlimit(resource.RLIMIT_AS)[1]
         resource.setrlimit(resource.RLIMIT_AS, (memory if hard == resource.RLIM_INFINITY else min(memory, hard), hard))
-    # One that python -W error turns into an exception would change a verdict.
-    warnings.simplefilter("ignore")
+    warnings.simplefilter("ignore")  # python -W error would change verdicts
     logging.disable()
     judge("$1$", "1")  # loads what the rule needs, before any clock runs
     with suppress(EOFError, OSError):  # the trainer is gone
@@ -194,7 +188,7 @@ def _serve(pipe: Connection, judge: Callable[[str, str], bool], seconds: float, 
         while True:
             pair = pipe.recv()
             # For when nobody is left to kill a worker that hangs: the alarm's own default ends it, in C code as well.
-            signal.setitimer(signal.ITIMER_REAL, 2 * seconds + 1)
+            signal.setitimer(signal.ITIMER_REAL, seconds + 1)
             try:
                 said = b"right" if judge(*pair) else b"wrong"
             except MemoryError:

@@ -1,51 +1,104 @@
-"""The command line: ``python -m train run PRESET [--key value ...]``."""
+"""The command line: ``python -m train run | resume | eval``."""
 
 import sys
 import tomllib
 from collections.abc import Sequence
+from pathlib import Path
 from typing import Any
 
 import tyro
 from rich.console import Console
 
 from rpg_ref.checks import Table
-from train.config import Config
-from train.preset import load, presets
+from train.config import Config, EvalConfig
+from train.preset import convert, load, presets
 
 USAGE = """usage: python -m train run PRESET [--key value ...]
+       python -m train resume FOLDER [--steps N]
+       python -m train eval MODEL FILE [--key value ...]
 
-Trains a policy. PRESET is a TOML file or one of: {presets}.
+run trains a policy. PRESET is a TOML file or one of: {presets}.
 Every key of the preset can be changed: --seed 1 --steps 5 --optimizer.learning-rate 1e-4
-`python -m train run PRESET --help` lists the keys with their meaning and their values in that preset."""
+`python -m train run PRESET --help` lists the keys with their meaning and their values in that preset.
+resume goes on with a run that stopped, from its last intact checkpoint.
+eval draws responses from any Hugging Face folder to the problems of a file, and prints Mean@k and Pass@k."""
 
 
 def main(arguments: Sequence[str]) -> int:
-    """Run a command and return its exit code: 2, after one line on stderr, where the input is bad."""
+    """Run a command; return its exit code: 2, after one line on stderr, for bad input, and 1 for a run that died.
+
+    Args:
+        arguments: the command's words.
+
+    Returns:
+        The exit code.
+    """
     asks_help = not {"-h", "--help"}.isdisjoint(arguments)
     words = [word for word in arguments if word not in ("-h", "--help")]
-    if not words or words == ["run"] and asks_help:
+    if not words or len(words) == 1 and asks_help:
         print(USAGE.format(presets=", ".join(presets())))
         return 0 if asks_help else 2
+    command, *rest = words
     try:
-        command, *rest = words
         # Importing transformers takes seconds: a misspelt command or key is answered before.
-        Table("command", {"run": None})[command]
-        if not rest or rest[0].startswith("-"):
-            raise ValueError(f"run needs a preset first: a TOML file or one of {', '.join(presets())}")
-        config = load(rest[0], overrides(rest[1:]))
-        if asks_help:
-            tyro.cli(Config, default=config, args=["--help"], prog=f"python -m train run {rest[0]}")
-        from train.run import prepare, run
-
-        job = prepare(config)
+        return Table("command", {"run": _run, "resume": _resume, "eval": _eval})[command](rest, asks_help)
     except ValueError as error:
-        print(f"train: {' '.join(str(error).split())}", file=sys.stderr)
+        print(f"train: {_line(error)}", file=sys.stderr)
         return 2
+
+
+def _line(error: BaseException) -> str:
+    return " ".join(str(error).split())
+
+
+def _run(rest: Sequence[str], asks_help: bool) -> int:
+    if not rest or rest[0].startswith("-"):
+        raise ValueError(f"run needs a preset first: a TOML file or one of {', '.join(presets())}")
+    config = load(rest[0], overrides(rest[1:]))
+    if asks_help:
+        tyro.cli(Config, default=config, args=["--help"], prog=f"python -m train run {rest[0]}")
+    from train.run import prepare
+
+    return _carry_out(prepare(config))
+
+
+def _resume(rest: Sequence[str], asks_help: bool) -> int:
+    if not rest or rest[0].startswith("-"):
+        raise ValueError("resume needs a run's folder first, such as runs/cpu_tiny-seed0")
+    from train.run import prepare_again
+
+    return _carry_out(prepare_again(Path(rest[0]), overrides(rest[1:])))
+
+
+def _carry_out(job: Any) -> int:
+    from train.checkpoint import CheckpointError
+    from train.policy_gradient import Diverged
+    from train.run import run
+
     console = Console()
-    result = run(job, console)
-    held_out = f"on {len(job.test)} held-out problems, mean of {config.eval_samples} samples each"
+    try:
+        result = run(job, console)
+    except (CheckpointError, Diverged) as error:
+        print(f"train: {_line(error)}", file=sys.stderr)
+        return 1
+    held_out = f"on {len(job.test)} held-out problems, mean of {job.config.eval_samples} samples each"
     console.print(f"accuracy {result.before} → {result.after} {held_out}", highlight=False, soft_wrap=True)
-    console.print(f"written to {config.folder}/", highlight=False, soft_wrap=True)
+    console.print(f"written to {job.config.folder}/", highlight=False, soft_wrap=True)
+    return 0
+
+
+def _eval(rest: Sequence[str], asks_help: bool) -> int:
+    if asks_help:
+        tyro.cli(EvalConfig, args=["--help"], prog="python -m train eval")
+    if len(rest) < 2 or rest[0].startswith("-") or rest[1].startswith("-"):
+        raise ValueError("eval needs a model's folder and a file of problems: eval runs/NAME/model problems.parquet")
+    config = convert({"model": rest[0], "problems": rest[1]} | overrides(rest[2:]), EvalConfig, "eval")
+    from train.score import score
+
+    found = score(config)
+    console = Console()
+    for name, accuracy in ((f"Mean@{config.k}", found.mean_at_k), (f"Pass@{config.k}", found.pass_at_k)):
+        console.print(f"{name} {accuracy}", highlight=False, soft_wrap=True)
     return 0
 
 

@@ -2,7 +2,7 @@
 
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Annotated
+from typing import Annotated, Literal
 
 import msgspec
 
@@ -21,12 +21,15 @@ class DataConfig:
         train: a parquet or JSONL file of problems to train on; left out: two-digit arithmetic, generated.
         test: a file of held-out problems; left out: the last test_problems of the training problems.
         test_problems: how many problems are held out when no test file is given.
+        rule: what counts as right: the very answer (exact), what the math-verify package finds in the response
+            (math-verify), or the rule of the paper's released code (released).
         max_prompt_tokens: longer prompts lose their beginning.
     """
 
     train: str | None = None
     test: str | None = None
     test_problems: Count = 256
+    rule: Literal["exact", "math-verify", "released"] = "exact"
     max_prompt_tokens: Count = 448
 
     def __post_init__(self) -> None:
@@ -95,12 +98,30 @@ class RolloutConfig:
         samples: responses to each, a group.
         max_tokens: longest response.
         temperature: divides the logits, of the sampler and of the trained policy alike.
+        filter: whether groups that are all right or all wrong are dropped and others drawn instead.
+        oversample: with filter, problems drawn at a time, as a multiple of prompts; what is left over is dropped, since
+            the next step's π_old would not be its sampler.
+        draws: with filter, the most times that problems are drawn for one step.
+        overlong_buffer: the last tokens of a response, out of max_tokens, in which its reward falls; 0: none.
+        overlong_penalty: by how much the reward has fallen at max_tokens.
     """
 
     prompts: Count
     samples: Count
     max_tokens: Count
     temperature: Positive = 1.0
+    filter: bool = False
+    oversample: Count = 1
+    draws: Count = 20
+    overlong_buffer: Natural = 0
+    overlong_penalty: Weight = 1.0
+
+    def __post_init__(self) -> None:
+        """Check what one number asks of another."""
+        if self.overlong_buffer > self.max_tokens:
+            raise ValueError(f"overlong_buffer {self.overlong_buffer} exceeds max_tokens {self.max_tokens}; lower it")
+        if self.filter and self.samples < 2:
+            raise ValueError(f"filter drops every group of samples = {self.samples}; raise samples, or drop filter")
 
 
 @dataclass(frozen=True)
@@ -113,6 +134,9 @@ class OptimizerConfig:
         weight_decay: AdamW's.
         max_grad_norm: longer gradients are shortened to this.
         prompts: problems in the mini-batch of one optimiser step; a divisor of rollout.prompts.
+        kind: adamw, or schedule-free (Defazio et al. 2024), which samples and evaluates at its average.
+        micro_tokens: the most tokens, padding counted, that go through the model at a time; the gradient is that of the
+            whole mini-batch. 0: the mini-batch at once.
     """
 
     learning_rate: Positive
@@ -120,6 +144,26 @@ class OptimizerConfig:
     warm_up: Natural = 0
     weight_decay: Weight = 0.1
     max_grad_norm: Positive = 1.0
+    kind: Literal["adamw", "schedule-free"] = "adamw"
+    micro_tokens: Natural = 0
+
+
+@dataclass(frozen=True)
+class ReferenceConfig:
+    """When π_ref is replaced by π_θ.
+
+    Attributes:
+        replace: at every rollout (π_ref = π_old), every some optimiser steps (steps), when the moving average of
+            KL(π_θ‖π_ref) exceeds kappa (kl), or never.
+        every: optimiser steps, where replace is steps.
+        kappa: nats a token, where replace is kl.
+        decay: of the moving average.
+    """
+
+    replace: Literal["rollout", "steps", "kl", "never"] = "rollout"
+    every: Count = 160
+    kappa: Positive = 0.01
+    decay: Share = 0.9
 
 
 @dataclass(frozen=True)
@@ -134,10 +178,12 @@ class Config:
         warm_start: the supervised start.
         rollout: what is drawn.
         optimizer: how the policy moves.
-        data: where problems come from.
+        data: where problems come from, and what counts as right.
+        reference: when π_ref is replaced.
         seed: of weights, data and sampling.
         beta: strength of the divergence penalty; left out: the recipe's own.
         eval_samples: k of Mean@k, the responses drawn to each held-out problem before and after.
+        checkpoint_every: rollout batches from one checkpoint to the next; the last is always kept.
         threads: of the processor; 0 leaves the choice to torch.
         run_dir: folder to write; it must be new or empty.
     """
@@ -150,9 +196,11 @@ class Config:
     rollout: RolloutConfig
     optimizer: OptimizerConfig
     data: DataConfig = DataConfig()
+    reference: ReferenceConfig = ReferenceConfig()
     seed: Natural = 0
     beta: Weight | None = None
     eval_samples: Count = 8
+    checkpoint_every: Count = 10
     threads: Natural = 0
     run_dir: str | None = None
 
@@ -174,3 +222,28 @@ class Config:
     def folder(self) -> Path:
         """The folder this run writes."""
         return Path(self.run_dir or f"runs/{self.name}-seed{self.seed}")
+
+
+@dataclass(frozen=True)
+class EvalConfig:
+    """An evaluation of a model on a file of problems.
+
+    Attributes:
+        model: a Hugging Face folder, such as a run's ``model``.
+        problems: a parquet or JSONL file in the schema of the paper's data.
+        k: responses to each problem.
+        rule: what counts as right, as data.rule of a run.
+        max_tokens: longest response.
+        max_prompt_tokens: longer prompts lose their beginning.
+        temperature: divides the logits.
+        seed: of the sampling.
+    """
+
+    model: str
+    problems: str
+    k: Count = 32
+    rule: Literal["exact", "math-verify", "released"] = "math-verify"
+    max_tokens: Count = 2048
+    max_prompt_tokens: Count = 2048
+    temperature: Positive = 1.0
+    seed: Natural = 0

@@ -1,60 +1,95 @@
 """The main loop: draw from the policy, judge, and take several optimiser steps of the recipe on what was drawn."""
 
+import copy
 import time
-from collections.abc import Iterator, Sequence
-from typing import Any, NamedTuple
+from collections.abc import Iterator, Mapping, Sequence
+from dataclasses import dataclass, replace
+from typing import Any
 
 import torch
 from jaxtyping import Float
 from torch import Tensor
 from transformers import PreTrainedModel, PreTrainedTokenizerFast
 
-from rpg_ref import Recipe, advantages, check_batch
-from train.batch import Batch, pack, response_logprobs
-from train.config import Config
+from rpg_ref import Recipe, ReferenceRule, ReferenceState, check_batch
+from train.batch import Batch, response_logprobs
+from train.checker import Checker
+from train.config import Config, ReferenceConfig
 from train.optim import Optimizer, build_optimizer, step
-from train.problems import Task, deal
-from train.sampling import sample
-from train.seeds import derive
-from train.tokenizer import is_right
+from train.problems import Task
+from train.rollout import Rollout, draw
+
+FATAL = 3
+"""Gradients in a row that are not finite, after which the run ends."""
 
 
-class Rollout(NamedTuple):
-    """What was drawn from π_old: the sequences, whether each is right, and their advantages."""
+class Diverged(RuntimeError):
+    """The gradient was not finite several times in a row."""
 
-    batch: Batch
-    right: Float[Tensor, "B"]
-    advantage: Float[Tensor, "B"]
+
+@dataclass
+class State:
+    """All that a run carries from one rollout batch to the next.
+
+    Attributes:
+        model: the policy.
+        optimizer: what moves it.
+        reference: π_ref where it outlives the rollout, else None.
+        step: rollout batches done.
+        dealt: problems dealt.
+        taken: optimiser steps taken.
+        skipped_in_a_row: the last optimiser steps that were left out.
+        drift: of the policy from the reference.
+    """
+
+    model: PreTrainedModel
+    optimizer: Optimizer
+    reference: PreTrainedModel | None
+    step: int = 0
+    dealt: int = 0
+    taken: int = 0
+    skipped_in_a_row: int = 0
+    drift: ReferenceState = ReferenceState()
+
+
+def begin(model: PreTrainedModel, config: Config) -> State:
+    """Return the state before the first rollout batch."""
+    outlives = config.reference.replace != "rollout"
+    reference = copy.deepcopy(model).requires_grad_(False) if outlives else None
+    return State(model, build_optimizer(model, config.optimizer), reference)
 
 
 def train(
-    model: PreTrainedModel,
+    state: State,
     tokenizer: PreTrainedTokenizerFast,
+    checker: Checker,
     tasks: Sequence[Task],
     recipe: Recipe,
     config: Config,
 ) -> Iterator[dict[str, Any]]:
     """Train the model in place and yield metrics after each rollout batch; docs/training.md says what each means.
 
-    π_old is the policy at the start of the step, and so is π_ref: the reference is replaced at every step.
+    π_old is the policy at the start of the step; π_ref is π_old too, unless ``reference`` says otherwise.
+
+    Raises:
+        Diverged: the gradient was not finite FATAL times in a row.
+        ValueError: as ``draw``.
     """
-    settings = config.optimizer
-    optimizer = build_optimizer(
-        model,
-        learning_rate=settings.learning_rate,
-        warm_up=settings.warm_up,
-        weight_decay=settings.weight_decay,
-        max_grad_norm=settings.max_grad_norm,
-    )
-    for number in range(config.steps):
+    rule = reference_rule(config.reference)
+    while state.step < config.steps:
         start = time.perf_counter()
-        rollout = draw(model, tokenizer, tasks, recipe, config, number)
+        _sampling(state.optimizer)
+        rollout = draw(state.model, tokenizer, checker, tasks, recipe, config, state.step, state.dealt)
         drawn = time.perf_counter()
-        metrics = improve(model, optimizer, rollout, recipe, config)
+        metrics = improve(state, rollout, recipe, rule, config)
+        state.step, state.dealt = state.step + 1, rollout.dealt
         tokens = int(rollout.batch.mask.sum())
         yield {
-            "reward": 2 * rollout.right.mean().item() - 1,
+            "reward": rollout.reward.mean().item(),
             "accuracy": rollout.right.mean().item(),
+            "all_right": rollout.groups[0],
+            "all_wrong": rollout.groups[1],
+            "draws": rollout.draws,
             **metrics,
             "response_length": tokens / len(rollout.right),
             "tokens_per_second": tokens / (drawn - start),
@@ -62,60 +97,108 @@ def train(
         }
 
 
-def draw(
-    model: PreTrainedModel,
-    tokenizer: PreTrainedTokenizerFast,
-    tasks: Sequence[Task],
-    recipe: Recipe,
-    config: Config,
-    number: int,
-) -> Rollout:
-    """Draw a group of responses to each of a step's problems, and judge them: reward 1 if right, else −1."""
-    dealt = deal(tasks, config.rollout.prompts, number, derive(config.seed, "prompts"))
-    repeated = [task for task in dealt for _ in range(config.rollout.samples)]
-    prompts = [task.prompt for task in repeated]
-    responses = sample(
-        model,
-        tokenizer,
-        prompts,
-        max_tokens=config.rollout.max_tokens,
-        temperature=config.rollout.temperature,
-        seed=derive(config.seed, "rollout", number),
-    )
-    judged = [is_right(tokenizer, said, task.answer) for said, task in zip(responses, repeated, strict=True)]
-    right = torch.tensor(judged, dtype=torch.float32)
-    groups = torch.arange(len(dealt)).repeat_interleave(config.rollout.samples)
-    return Rollout(
-        pack(prompts, responses, tokenizer.pad_token_id), right, advantages(2 * right - 1, groups, recipe.baseline)
-    )
+def _sampling(optimizer: Optimizer) -> None:
+    """Put the weights to sample and evaluate with in place."""
+    if optimizer.averages:
+        optimizer.rule.eval()
+
+
+def reference_rule(settings: ReferenceConfig) -> ReferenceRule:
+    """Return the rule that replaces a reference which outlives its rollout."""
+    return {
+        "rollout": ReferenceRule(),
+        "never": ReferenceRule(),
+        "steps": ReferenceRule(every=settings.every),
+        "kl": ReferenceRule(kappa=settings.kappa, decay=settings.decay),
+    }[settings.replace]
 
 
 def improve(
-    model: PreTrainedModel, optimizer: Optimizer, rollout: Rollout, recipe: Recipe, config: Config
+    state: State, rollout: Rollout, recipe: Recipe, rule: ReferenceRule, config: Config
 ) -> dict[str, float | None]:
     """Take one optimiser step on each mini-batch of a rollout; return the mean of each metric, the largest ratio_max.
 
     log π_old is the trainer's own, on the same mini-batches: the first ratio is then exactly 1, whatever engine drew.
     """
     size = config.optimizer.prompts * config.rollout.samples
+    budget, temperature = config.optimizer.micro_tokens, config.rollout.temperature
     chosen = [slice(first, first + size) for first in range(0, len(rollout.right), size)]
-    temperature = config.rollout.temperature
-    with torch.no_grad():
-        old = [response_logprobs(model, rollout.batch.rows(rows), temperature=temperature) for rows in chosen]
+    old = [logprobs(state.model, rollout.batch.rows(rows), budget, temperature) for rows in chosen]
     check_batch(torch.cat(old), torch.cat(old), None, rollout.advantage, rollout.batch.mask)
+    if state.optimizer.averages:
+        state.optimizer.rule.train()
     steps: list[dict[str, float]] = []
     for rows, logp_old in zip(chosen, old, strict=True):
-        batch = rollout.batch.rows(rows)
-        logp = response_logprobs(model, batch, temperature=temperature)
-        # logp_ref None: π_ref = π_old. The denominator is that of the mini-batch, whose mean this step descends.
-        loss, metrics = recipe(
-            logp, logp_old, None, rollout.advantage[rows], batch.mask, denominator=recipe.count(batch.mask)
-        )
-        norm = step(optimizer, loss)
-        steps.append({"loss": loss.item(), "grad_norm": norm} | {name: x.item() for name, x in metrics.items()})
+        batch, advantage = rollout.batch.rows(rows), rollout.advantage[rows]
+        # None: π_ref = π_old.
+        logp_ref = None if state.reference is None else logprobs(state.reference, batch, budget, temperature)
+        metrics = accumulate(state.model, batch, logp_old, logp_ref, advantage, recipe, budget, temperature)
+        norm = step(state.optimizer, state.taken)
+        steps.append({"grad_norm": norm, **metrics})
+        if norm < float("inf"):
+            state.taken, state.skipped_in_a_row = state.taken + 1, 0
+            _replace_reference(state, rule, metrics["reverse_kl"])
+        else:
+            state.skipped_in_a_row += 1
+            if state.skipped_in_a_row >= FATAL:
+                raise Diverged(
+                    f"the gradient was not finite {FATAL} times in a row, in rollout batch {state.step + 1}; lower "
+                    "optimizer.learning_rate, or resume from the last checkpoint with other data"
+                )
     taken = [metrics for metrics in steps if metrics["grad_norm"] < float("inf")]
     means = {name: sum(m[name] for m in taken) / len(taken) if taken else None for name in steps[0]}
     return means | {
         "ratio_max": max((m["ratio_max"] for m in taken), default=None),
         "skipped_steps": len(steps) - len(taken),
     }
+
+
+def _replace_reference(state: State, rule: ReferenceRule, token_kl: float) -> None:
+    if state.reference is None:
+        return
+    due, state.drift = rule.step(state.drift, token_kl)
+    if due:
+        state.reference.load_state_dict(state.model.state_dict())
+
+
+@torch.no_grad()
+def logprobs(model: PreTrainedModel, batch: Batch, budget: int, temperature: float) -> Float[Tensor, "B R"]:
+    """Return the log-probabilities of a batch's responses, micro-batch by micro-batch."""
+    return torch.cat([response_logprobs(model, part, temperature=temperature) for part in batch.micro(budget)])
+
+
+def accumulate(
+    model: PreTrainedModel,
+    batch: Batch,
+    logp_old: Float[Tensor, "B R"],
+    logp_ref: Float[Tensor, "B R"] | None,
+    advantage: Float[Tensor, "B"],
+    recipe: Recipe,
+    budget: int,
+    temperature: float,
+) -> dict[str, float]:
+    """Add the gradient of a mini-batch's loss to the parameters', in micro-batches with one denominator.
+
+    Returns:
+        The loss, the mean of each metric over the mini-batch, and the largest ``ratio_max``.
+    """
+    denominator = recipe.count(batch.mask)
+    parts: list[tuple[float, Mapping[str, float]]] = []
+    loss_of_all, first = 0.0, 0
+    for part in batch.micro(budget):
+        rows = slice(first, first := first + len(part.tokens))
+        loss, metrics = recipe(
+            response_logprobs(model, part, temperature=temperature),
+            logp_old[rows],
+            None if logp_ref is None else logp_ref[rows],
+            advantage[rows],
+            part.mask,
+            denominator=denominator,
+        )
+        loss.backward()
+        loss_of_all += loss.item()
+        samples = float(replace(recipe, aggregation="token-mean").count(part.mask))
+        parts.append((samples, {name: x.item() for name, x in metrics.items()}))
+    total = sum(samples for samples, _ in parts)
+    means = {name: sum(n * metrics[name] for n, metrics in parts) / total for name in parts[0][1]}
+    return {"loss": loss_of_all, **means, "ratio_max": max(metrics["ratio_max"] for _, metrics in parts)}

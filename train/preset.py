@@ -2,16 +2,18 @@
 
 import json
 import tomllib
-from collections.abc import Iterator
+from collections.abc import Iterable, Iterator
 from dataclasses import asdict, fields, is_dataclass
 from functools import reduce
 from pathlib import Path
-from typing import Any
+from typing import Any, TypeVar
 
 import msgspec
 
 from rpg_ref.checks import Table
 from train.config import Config
+
+Record = TypeVar("Record")
 
 PRESETS = Path(__file__).parent / "presets"
 
@@ -44,16 +46,38 @@ def load(preset: str, overrides: dict[str, Any]) -> Config:
         ) from error
     except (tomllib.TOMLDecodeError, UnicodeDecodeError) as error:
         raise ValueError(f"{path} is not TOML: {error}") from error
-    known = Table("key", dict.fromkeys(_keys(Config)))
-    for key in (*_leaves(raw), *overrides):
-        known[key]
+    _refuse_unknown((*_leaves(raw), *overrides), Config)
     for key, value in overrides.items():
         *sections, last = key.split(".")
         reduce(lambda table, name: table.setdefault(name, {}), sections, raw)[last] = value
+    return convert(raw, Config, str(path))
+
+
+def convert(raw: dict[str, Any], kind: type[Record], source: str) -> Record:
+    """Check values and make a record of them.
+
+    Args:
+        raw: tables as TOML gives them.
+        kind: the record's class.
+        source: where the values are from, for the error.
+
+    Returns:
+        The record.
+
+    Raises:
+        ValueError: an unknown or missing key, a value out of type or range.
+    """
+    _refuse_unknown(_leaves(raw), kind)
     try:
-        return msgspec.convert(raw, Config)
+        return msgspec.convert(raw, kind)
     except msgspec.ValidationError as error:
-        raise ValueError(f"{path}{_explain(error, raw)}; change it there or on the command line") from error
+        raise ValueError(f"{source}{_explain(error, raw)}; change it there or on the command line") from error
+
+
+def _refuse_unknown(keys: Iterable[str], kind: type) -> None:
+    known = Table("key", dict.fromkeys(_keys(kind)))
+    for key in keys:
+        known[key]
 
 
 def dump(config: Config) -> str:

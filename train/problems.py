@@ -71,8 +71,13 @@ def encode(problems: Sequence[Problem], tokenizer: PreTrainedTokenizerFast, conf
 
 def deal(items: Sequence[Item], size: int, step: int, seed: int) -> list[Item]:
     """Return the batch of a step: the items in an order shuffled anew each epoch, with no state between steps."""
-    chosen = []
-    for position in range(step * size, (step + 1) * size):
+    return deal_from(items, step * size, size, seed)
+
+
+def deal_from(items: Sequence[Item], first: int, size: int, seed: int) -> list[Item]:
+    """Return the next items after the first so many were dealt."""
+    chosen: list[Item] = []
+    for position in range(first, first + size):
         epoch, place = divmod(position, len(items))
         if not chosen or place == 0:
             order = random.Random(derive(seed, "epoch", epoch)).sample(range(len(items)), len(items))

@@ -21,12 +21,7 @@ def warm_start(
 ) -> Iterator[dict[str, Any]]:
     """Maximise the likelihood of demonstrated answers, and yield metrics after each optimiser step."""
     settings = config.warm_start
-    optimizer = build_optimizer(
-        model,
-        learning_rate=settings.learning_rate,
-        warm_up=settings.warm_up,
-        weight_decay=settings.weight_decay,
-    )
+    optimizer = build_optimizer(model, settings)
     for number in range(settings.steps):
         start = time.perf_counter()
         rng = random.Random(derive(config.seed, "slips", number))
@@ -34,7 +29,8 @@ def warm_start(
         answers = [answer_ids(tokenizer, demonstrate(task.answer, settings.slip, rng)) for task in shown]
         batch = pack([task.prompt for task in shown], answers, tokenizer.pad_token_id)
         loss = aggregate(-response_logprobs(model, batch), batch.mask, "token-mean")
-        norm = step(optimizer, loss)
+        loss.backward()
+        norm = step(optimizer, number)
         yield {"loss": loss.item(), "grad_norm": norm, "seconds": time.perf_counter() - start}
 
 

@@ -1,0 +1,369 @@
+"""The loop: filtered groups, long responses, micro-batches, references, broken gradients, going on after a kill."""
+
+import dataclasses
+import json
+import math
+import os
+import random
+import shutil
+import signal
+import subprocess
+import sys
+import time
+from types import SimpleNamespace
+
+import pytest
+import torch
+
+import train.run
+from rpg_ref import RECIPES, ReferenceState
+from train import rollout as rollout_module
+from train.batch import pack
+from train.checker import Checker
+from train.cli import main
+from train.config import ModelConfig, RolloutConfig
+from train.evaluate import summarise
+from train.model import build_model
+from train.policy_gradient import Diverged, accumulate, begin, improve, logprobs, reference_rule
+from train.preset import load
+from train.problems import Task, deal, deal_from
+from train.rollout import Rollout, draw, overlong
+from train.tokenizer import answer_ids, build_tokenizer
+
+SMALL = """--steps 4 --eval-samples 2 --data.test-problems 8 --warm-start.steps 2 --warm-start.batch 4
+--rollout.prompts 4 --rollout.samples 2 --optimizer.prompts 2 --checkpoint-every 1
+--model.width 32 --model.mlp-width 32 --model.layers 1 --model.heads 2 --model.key-value-heads 1""".split()
+OK = SimpleNamespace(ok=True, verdict="verified elsewhere")
+CLOCKS = ("seconds", "tokens_per_second")
+
+
+@pytest.fixture(autouse=True)
+def verified_elsewhere(monkeypatch):
+    monkeypatch.setattr(train.run, "verify", lambda recipe: OK)
+
+
+@pytest.fixture(scope="module")
+def tokenizer():
+    return build_tokenizer()
+
+
+def small_model(tokenizer):
+    return build_model(ModelConfig(width=32, mlp_width=64, layers=1, heads=2, key_value_heads=1), tokenizer, seed=0)
+
+
+def command(folder, *more):
+    return ["run", "cpu_tiny", *SMALL, "--run-dir", str(folder), *more]
+
+
+def rows(folder):
+    lines = (folder / "metrics.jsonl").read_text().splitlines()
+    return [{k: v for k, v in json.loads(line).items() if k not in CLOCKS} for line in lines]
+
+
+# Drawing
+
+
+def drawing(monkeypatch, tokenizer, said, **settings):
+    """A draw in which the policy answers from a list, whatever it is asked."""
+    answers = iter(said)
+    monkeypatch.setattr(
+        rollout_module, "sample", lambda m, t, prompts, **_: [answer_ids(tokenizer, next(answers)) for _ in prompts]
+    )
+    given = {"rollout.prompts": 2, "rollout.samples": 2, "optimizer.prompts": 1}
+    config = load("cpu_tiny", given | {f"rollout.{key}": value for key, value in settings.items()})
+    tasks = [Task([i], "46") for i in range(7)]
+    return draw(None, tokenizer, Checker("exact"), tasks, RECIPES[config.recipe], config, 0, 3)
+
+
+def test_groups_without_a_difference_are_drawn_again(monkeypatch, tokenizer):
+    said = ["46", "46", "46", "1", "1", "1", "46", "2", "3", "3", "46", "46"]
+    found = drawing(monkeypatch, tokenizer, said, filter=True)
+    assert found.right.tolist() == [1, 0, 1, 0] and found.draws == 2 and found.dealt == 7
+    assert found.groups == (0.25, 0.25)
+    assert found.advantage.tolist() == [1, -1, 1, -1]
+
+
+def test_what_is_left_over_is_dropped(monkeypatch, tokenizer):
+    found = drawing(monkeypatch, tokenizer, ["46", "1"] * 6, filter=True, oversample=3)
+    assert len(found.right) == 4 and found.dealt == 9 and found.draws == 1
+
+
+def test_starvation_is_an_error_with_the_pass_rate(monkeypatch, tokenizer):
+    with pytest.raises(
+        ValueError, match="step 1 has 0 of 2 groups after 3 draws: 50% were all right and 50% all wrong"
+    ):
+        drawing(monkeypatch, tokenizer, ["46", "46", "1", "1"] * 3, filter=True, draws=3)
+
+
+def test_an_unfiltered_step_keeps_every_group(monkeypatch, tokenizer):
+    found = drawing(monkeypatch, tokenizer, ["46", "46", "1", "1"])
+    assert found.right.tolist() == [1, 1, 0, 0] and found.advantage.tolist() == [0, 0, 0, 0]
+
+
+def test_the_overlong_penalty_is_the_papers():
+    """PAPER §8 with L_max 2048 and B 512."""
+    settings = RolloutConfig(prompts=1, samples=1, max_tokens=2048, overlong_buffer=512)
+    lengths = torch.tensor([1.0, 1536.0, 1792.0, 2048.0])
+    assert overlong(lengths, settings).tolist() == [0.0, 0.0, -0.5, -1.0]
+    halved = dataclasses.replace(settings, overlong_penalty=0.5)
+    assert overlong(lengths, halved).tolist() == [0.0, 0.0, -0.25, -0.5]
+    assert not overlong(lengths, dataclasses.replace(settings, overlong_buffer=0)).any()
+
+
+def test_dealing_from_a_place_is_dealing_step_by_step():
+    items = list("abcdefg")
+    whole = deal_from(items, 0, 30, seed=1)
+    assert whole == [x for step in range(6) for x in deal(items, 5, step, 1)]
+    assert deal_from(items, 11, 7, seed=1) == whole[11:18]
+
+
+@pytest.mark.parametrize(
+    "key, value, message",
+    [
+        ("rollout.overlong_buffer", 5, "overlong_buffer 5 exceeds max_tokens 4"),
+        ("reference.replace", "often", "reference"),
+        ("data.rule", "eval", "rule"),
+    ],
+)
+def test_bad_settings_are_refused(key, value, message):
+    with pytest.raises(ValueError, match=message):
+        load("cpu_tiny", {key: value})
+
+
+# Steps
+
+
+def rollout_of(tokenizer, n=8):
+    rng = random.Random(0)
+    prompts = [[256, *(rng.randrange(256) for _ in range(rng.randrange(1, 5)))] for _ in range(n)]
+    responses = [[rng.randrange(256) for _ in range(rng.randrange(1, 5))] for _ in range(n)]
+    batch = pack(prompts, responses, tokenizer.pad_token_id)
+    A = torch.tensor([rng.gauss(0, 1) for _ in range(n)])
+    return Rollout(batch, (A > 0).float(), A, A, (0.0, 0.0), 1, n)
+
+
+@pytest.mark.parametrize("name", ["rpg-reinforce-urkl-clip", "grpo", "gspo", "dr-grpo", "rpg-urkl-prefix"])
+@pytest.mark.parametrize("budget", [1, 20, 40])
+def test_micro_batches_change_nothing(tokenizer, name, budget):
+    recipe = dataclasses.replace(RECIPES[name], beta=0.1) if RECIPES[name].beta else RECIPES[name]
+    model, rollout = small_model(tokenizer).double(), rollout_of(tokenizer)
+    old = logprobs(model, rollout.batch, 0, 1.0) + 0.01
+    found = []
+    for tokens in (0, budget):
+        model.zero_grad()
+        metrics = accumulate(model, rollout.batch, old, old - 0.1, rollout.advantage.double(), recipe, tokens, 1.0)
+        found.append((torch.cat([w.grad.flatten() for w in model.parameters()]), metrics))
+    (whole, of_whole), (parts, of_parts) = found
+    assert (whole - parts).abs().max() < 1e-12 * whole.abs().max()
+    assert of_parts == pytest.approx(of_whole, rel=1e-6, abs=1e-9)
+
+
+def improving(tokenizer, **given):
+    config = load("cpu_tiny", {"rollout.prompts": 4, "rollout.samples": 2, "optimizer.prompts": 1} | given)
+    state = begin(small_model(tokenizer), config)
+    return state, config
+
+
+def improve_once(state, config, tokenizer):
+    return improve(state, rollout_of(tokenizer), RECIPES[config.recipe], reference_rule(config.reference), config)
+
+
+def distance(a, b):
+    return sum(float((x - y).detach().abs().sum()) for x, y in zip(a.parameters(), b.parameters(), strict=True))
+
+
+@pytest.mark.parametrize("replace, moved", [("never", False), ("steps", True), ("kl", True)])
+def test_a_reference_is_replaced_by_its_rule(tokenizer, replace, moved):
+    given = {
+        "reference.replace": replace,
+        "reference.every": 4,
+        "reference.kappa": 1e-9,
+        "optimizer.learning_rate": 1e-2,
+    }
+    state, config = improving(tokenizer, **given)
+    first = small_model(tokenizer)
+    assert distance(state.reference, first) == 0
+    improve_once(state, config, tokenizer)
+    assert (distance(state.reference, first) > 0) == moved
+    if replace == "steps":
+        assert distance(state.reference, state.model) == 0 and state.drift == ReferenceState()
+
+
+def test_a_reference_that_is_kept_is_what_the_penalty_looks_at(tokenizer):
+    state, config = improving(tokenizer, **{"reference.replace": "never", "beta": 1.0, "optimizer.learning_rate": 1e-2})
+    for _ in range(3):
+        metrics = improve_once(state, config, tokenizer)
+    assert metrics["reverse_kl"] > 0.01
+    state, config = improving(tokenizer, **{"beta": 1.0, "optimizer.learning_rate": 1e-4})
+    assert improve_once(state, config, tokenizer)["reverse_kl"] < 0.01
+
+
+def test_three_broken_gradients_in_a_row_end_the_run(tokenizer):
+    state, config = improving(tokenizer)
+    with torch.no_grad():
+        next(state.model.parameters()).mul_(math.nan)
+    with pytest.raises((Diverged, ValueError)):
+        improve_once(state, config, tokenizer)
+    state, config = improving(tokenizer)
+    poisoned = iter([math.inf, math.inf, 1.0, math.inf, math.inf, math.inf])
+    next(state.model.parameters()).register_hook(lambda g: g * next(poisoned))
+    before = [w.clone() for w in state.model.parameters()]
+    with pytest.raises(Diverged, match="3 times in a row, in rollout batch 1"):
+        improve_once(state, config, tokenizer)
+        improve_once(state, config, tokenizer)
+    assert state.taken == 1 and state.skipped_in_a_row == 3
+    assert all(bool(w.isfinite().all()) for w in state.model.parameters())
+    assert any(not torch.equal(a, b) for a, b in zip(before, state.model.parameters(), strict=True))
+
+
+def test_schedule_free_samples_from_its_average(tokenizer):
+    pytest.importorskip("schedulefree")
+    state, config = improving(tokenizer, **{"optimizer.kind": "schedule-free", "optimizer.learning_rate": 1e-2})
+    assert state.optimizer.averages
+    metrics = improve_once(state, config, tokenizer)
+    assert metrics["skipped_steps"] == 0
+    at_gradient = [w.clone() for w in state.model.parameters()]
+    state.optimizer.rule.eval()
+    assert any(not torch.equal(a, b) for a, b in zip(at_gradient, state.model.parameters(), strict=True))
+
+
+# Evaluation
+
+
+def test_mean_and_pass_at_k():
+    right = torch.tensor([[1, 0, 0, 0], [0, 0, 0, 0], [1, 1, 1, 1], [0, 1, 1, 0]]).float()
+    found = summarise(right)
+    assert found.mean_at_k.mean == pytest.approx(7 / 16) and found.pass_at_k.mean == 0.75
+    assert found.pass_at_k.stderr == pytest.approx((0.75 * 0.25 / 4) ** 0.5)
+    assert found.mean_at_k.stderr == pytest.approx(torch.tensor([0.25, 0, 1, 0.5]).std(correction=0).item() / 2)
+
+
+def test_eval_of_a_run_s_model(tmp_path, capsys):
+    assert main(command(tmp_path / "run", "--steps", "1")) == 0
+    capsys.readouterr()
+    test = str(tmp_path / "run" / "data" / "test.parquet")
+    words = ["eval", str(tmp_path / "run" / "model"), test, "--k", "2", "--max-tokens", "4", "--rule", "exact"]
+    assert main(words) == 0
+    out = capsys.readouterr().out
+    assert out.startswith("Mean@2 0.") and "Pass@2 0." in out
+    for bad, message in (
+        (["eval"], "eval needs a model's folder"),
+        (["eval", str(tmp_path), test], "has no config.json"),
+        (["eval", str(tmp_path), "nowhere.parquet"], "cannot read nowhere.parquet"),
+        ([*words, "--kk", "3"], "unknown key 'kk'"),
+        ([*words, "--k", "0"], "k = 0"),
+    ):
+        assert main(bad) == 2
+        assert message in capsys.readouterr().err
+
+
+# Going on
+
+
+def test_a_run_that_stopped_goes_on_bit_for_bit(tmp_path):
+    whole, half = tmp_path / "whole", tmp_path / "half"
+    reference = ("--reference.replace", "kl", "--reference.kappa", "1e-6")
+    assert main(command(whole, *reference)) == 0
+    assert main(command(half, *reference, "--steps", "2")) == 0
+    assert main(["resume", str(half), "--steps", "4"]) == 0
+    kept = [row for row in rows(half) if not (row["phase"] == "evaluation" and row["step"] == 2)]
+    assert kept == rows(whole)
+    weights = [(folder / "model" / "model.safetensors").read_bytes() for folder in (whole, half)]
+    assert weights[0] == weights[1]
+
+
+def test_a_damaged_checkpoint_is_passed_over(tmp_path, capsys):
+    folder = tmp_path / "run"
+    assert main(command(folder)) == 0
+    expected = rows(folder), (folder / "model" / "model.safetensors").read_bytes()
+    newest = sorted((folder / "checkpoints").glob("step-*"))[-1]
+    weights = newest / "model.safetensors"
+    content = bytearray(weights.read_bytes())
+    content[-1] ^= 1
+    weights.write_bytes(content)
+    capsys.readouterr()
+    assert main(["resume", str(folder)]) == 0
+    out = " ".join(capsys.readouterr().out.split())
+    assert "model.safetensors" in out and "resumed after rollout batch 3" in out
+    assert (rows(folder), (folder / "model" / "model.safetensors").read_bytes()) == expected
+
+
+@pytest.mark.parametrize(
+    "words, message",
+    [
+        (["--beta", "0.5"], "another configuration: beta None → 0.5"),
+        (["--optimizer.learning-rate", "1e-9"], "optimizer.learning_rate 0.0003 → 1e-09"),
+        (["--seed", "5"], "seed 0 → 5"),
+        (["--run-dir", "elsewhere"], "a run goes on in its own folder"),
+    ],
+)
+def test_a_changed_configuration_is_refused(tmp_path, capsys, words, message):
+    folder = tmp_path / "run"
+    assert main(command(folder, "--steps", "1")) == 0
+    before = {path: path.read_bytes() for path in folder.rglob("*") if path.is_file()}
+    capsys.readouterr()
+    assert main(["resume", str(folder), *words]) == 2
+    assert message in capsys.readouterr().err
+    assert before == {path: path.read_bytes() for path in folder.rglob("*") if path.is_file()}
+
+
+def test_other_problems_are_refused(tmp_path, capsys):
+    folder = tmp_path / "run"
+    problems = [
+        {"prompt": [{"role": "user", "content": f"{i}"}], "reward_model": {"ground_truth": "1"}} for i in range(40)
+    ]
+    file = tmp_path / "mine.jsonl"
+    file.write_text("\n".join(map(json.dumps, problems)))
+    assert main(command(folder, "--steps", "1", "--data.train", str(file))) == 0
+    file.write_text("\n".join(map(json.dumps, problems[1:])))
+    capsys.readouterr()
+    assert main(["resume", str(folder)]) == 2
+    assert "the problems are others than when the run began" in capsys.readouterr().err
+
+
+def test_what_is_no_run_is_refused(tmp_path, capsys):
+    for words, message in (
+        ([], "resume needs a run's folder"),
+        ([str(tmp_path)], "it has no config.toml"),
+    ):
+        assert main(["resume", *words]) == 2
+        assert message in capsys.readouterr().err
+
+
+SCRIPT = """
+import sys, types
+import train.run
+train.run.verify = lambda recipe: types.SimpleNamespace(ok=True, verdict="verified elsewhere")
+from train.cli import main
+sys.exit(main(sys.argv[1:]))
+"""
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("seed", range(3))
+def test_killed_at_random_moments_it_ends_the_same(tmp_path, seed):
+    """kill −9 again and again, also during saves; what is resumed ends bit for bit as what was never killed."""
+    whole, killed = tmp_path / "whole", tmp_path / "killed"
+    assert main(command(whole, "--steps", "6")) == 0
+    rng = random.Random(seed)
+    words = command(killed, "--steps", "6")
+    for _ in range(60):
+        process = subprocess.Popen([sys.executable, "-c", SCRIPT, *words], stdout=subprocess.DEVNULL)
+        try:
+            code = process.wait(timeout=rng.uniform(4.0, 9.0))
+        except subprocess.TimeoutExpired:
+            os.kill(process.pid, signal.SIGKILL)
+            process.wait()
+            if (killed / "config.toml").exists():
+                words = ["resume", str(killed)]
+            else:
+                shutil.rmtree(killed, ignore_errors=True)
+            time.sleep(0.05)
+            continue
+        assert code == 0
+        break
+    else:
+        pytest.fail("it never ended")
+    assert rows(killed) == rows(whole)
+    names = ("model.safetensors", "config.json")
+    assert all((killed / "model" / name).read_bytes() == (whole / "model" / name).read_bytes() for name in names)

@@ -1,0 +1,135 @@
+"""What is drawn from π_old and how it is judged: groups of responses, their rewards, their advantages."""
+
+from collections.abc import Sequence
+from typing import NamedTuple
+
+import torch
+from jaxtyping import Float
+from torch import Tensor
+from transformers import PreTrainedModel, PreTrainedTokenizerFast
+
+from rpg_ref import Recipe, advantages
+from train.batch import Batch, pack
+from train.checker import Checker
+from train.config import Config, RolloutConfig
+from train.problems import Task, deal_from
+from train.sampling import sample
+from train.seeds import derive
+
+
+class Rollout(NamedTuple):
+    """What was drawn from π_old.
+
+    Attributes:
+        batch: the sequences.
+        right: 1 for a right response, else 0.
+        reward: of each response.
+        advantage: of each response.
+        groups: share of the drawn groups that were all right, and that were all wrong.
+        draws: how often problems were drawn.
+        dealt: problems dealt since the run began.
+    """
+
+    batch: Batch
+    right: Float[Tensor, "B"]
+    reward: Float[Tensor, "B"]
+    advantage: Float[Tensor, "B"]
+    groups: tuple[float, float]
+    draws: int
+    dealt: int
+
+
+def overlong(lengths: Float[Tensor, "B"], settings: RolloutConfig) -> Float[Tensor, "B"]:
+    """Return what a response's length adds to its reward: 0 before the buffer, falling to −penalty at max_tokens."""
+    if not settings.overlong_buffer:
+        return torch.zeros_like(lengths)
+    into = (lengths - (settings.max_tokens - settings.overlong_buffer)) / settings.overlong_buffer
+    return -settings.overlong_penalty * into.clamp(0, 1)
+
+
+def judge(
+    tokenizer: PreTrainedTokenizerFast, checker: Checker, responses: Sequence[Sequence[int]], tasks: Sequence[Task]
+) -> Float[Tensor, "B"]:
+    """Return 1 for each response that ended and is right by the checker's rule, else 0."""
+    ended = [bool(said) and said[-1] == tokenizer.eos_token_id for said in responses]
+    pairs = [(tokenizer.decode(said[:-1]), task.answer) for said, task in zip(responses, tasks, strict=True)]
+    right = iter(checker.check([pair for pair, done in zip(pairs, ended, strict=True) if done]))
+    return torch.tensor([float(done and next(right)) for done in ended])
+
+
+def draw(
+    model: PreTrainedModel,
+    tokenizer: PreTrainedTokenizerFast,
+    checker: Checker,
+    tasks: Sequence[Task],
+    recipe: Recipe,
+    config: Config,
+    number: int,
+    dealt: int,
+) -> Rollout:
+    """Draw a group of responses to each of a step's problems, and judge them: reward 1 if right, else −1.
+
+    With ``rollout.filter`` groups that are all right or all wrong are dropped, and others drawn in their place.
+
+    Args:
+        model: π_old.
+        tokenizer: its tokenizer.
+        checker: judges the responses.
+        tasks: the problems.
+        recipe: names the baseline.
+        config: the run's.
+        number: of the step.
+        dealt: problems dealt before.
+
+    Returns:
+        Rollout of ``rollout.prompts`` groups.
+
+    Raises:
+        ValueError: too few groups are left after the last draw; it says how many were all right or all wrong.
+    """
+    settings = config.rollout
+    size = settings.prompts * (settings.oversample if settings.filter else 1)
+    kept_prompts: list[list[int]] = []
+    kept_responses: list[list[int]] = []
+    kept_right: list[Tensor] = []
+    shares = torch.zeros(2)
+    for draws in range(1, (settings.draws if settings.filter else 1) + 1):
+        chosen = deal_from(tasks, dealt, size, derive(config.seed, "prompts"))
+        dealt += size
+        repeated = [task for task in chosen for _ in range(settings.samples)]
+        seed = derive(config.seed, "rollout", number, *([draws] if draws > 1 else []))
+        responses = sample(
+            model,
+            tokenizer,
+            [task.prompt for task in repeated],
+            max_tokens=settings.max_tokens,
+            temperature=settings.temperature,
+            seed=seed,
+        )
+        right = judge(tokenizer, checker, responses, repeated).view(size, settings.samples)
+        same = torch.stack([right.all(1), ~right.any(1)])
+        shares += same.float().mean(1)
+        for group in range(size):
+            if settings.filter and bool(same[:, group].any()):
+                continue
+            rows = slice(group * settings.samples, (group + 1) * settings.samples)
+            kept_prompts += [task.prompt for task in repeated[rows]]
+            kept_responses += responses[rows]
+            kept_right.append(right[group])
+        if len(kept_right) >= settings.prompts:
+            break
+    else:
+        all_right, all_wrong = (shares / draws).tolist()
+        raise ValueError(
+            f"step {number + 1} has {len(kept_right)} of {settings.prompts} groups after {draws} draws: "
+            f"{all_right:.0%} were all right and {all_wrong:.0%} all wrong; "
+            "take other problems, raise rollout.samples or rollout.draws, or set rollout.filter = false"
+        )
+    rows = settings.prompts * settings.samples
+    batch = pack(kept_prompts[:rows], kept_responses[:rows], tokenizer.pad_token_id)
+    right = torch.cat(kept_right[: settings.prompts])
+    reward = 2 * right - 1 + overlong(batch.mask.sum(1).float(), settings)
+    groups = torch.arange(settings.prompts).repeat_interleave(settings.samples)
+    advantage = advantages(reward, groups, recipe.baseline)
+    all_right, all_wrong = (shares / draws).tolist()
+    return Rollout(batch, right, reward, advantage, (all_right, all_wrong), draws, dealt)
