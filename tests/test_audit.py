@@ -1,7 +1,10 @@
 """`rpg-ref audit`: targets, functions of a file, tables, and what is wrong with them in one sentence."""
 
+import dataclasses
 import importlib
 import json
+import math
+import subprocess
 import sys
 from pathlib import Path
 from types import ModuleType
@@ -11,7 +14,7 @@ import torch
 
 from rpg_ref import RECIPES, Objective, k3
 from rpg_ref.audit.run import Row, Unavailable, audit, cases_of, function_at, is_step, same_objective
-from rpg_ref.audit.table import changes, markdown_table, record, text_table, write
+from rpg_ref.audit.table import changes, describe, markdown_table, record, text_table, write
 from rpg_ref.audit.targets import TARGETS, Case
 from rpg_ref.cli import main
 
@@ -88,6 +91,26 @@ def test_json_and_what_changed(audited):
     single = json.loads(json.dumps(table))
     single["cases"][0]["found"]["on_policy"]["objective"]["reverse_kl"] *= 1 + 1e-6
     assert changes(table, single) == []
+
+
+def test_a_cell_says_what_is_neither(audited):
+    finding = audited[1].report.off_policy
+    assert describe(dataclasses.replace(finding, residual=math.inf)) == "not finite"
+    assert describe(dataclasses.replace(finding, residual=5e-5)) == "undecided"
+    assert describe(finding) == "none"
+
+
+def test_a_checkout_without_git_goes_by_its_folder(tmp_path, monkeypatch):
+    def no_git(*_, **__):
+        raise FileNotFoundError("git")
+
+    adapter = ModuleType("rpg_ref.audit.targets.fake")
+    vars(adapter).update(DISTRIBUTION=None, KNOWN="abc", cases=lambda checkout: [])
+    monkeypatch.setitem(sys.modules, adapter.__name__, adapter)
+    monkeypatch.setitem(TARGETS, "code", "fake")
+    assert cases_of("code", tmp_path) == (f"code at {tmp_path.name}", [])
+    monkeypatch.setattr(subprocess, "run", no_git)
+    assert cases_of("code", tmp_path) == (f"code at {tmp_path.name}", [])
 
 
 def test_objectives_are_compared_to_single_precision():
@@ -224,6 +247,13 @@ def test_the_recipes_are_a_target(capsys):
     library, cases = cases_of("rpg-ref")
     assert library.startswith("rpg_ref ") and {case.option for case in cases} == {row.name for row in RECIPES.values()}
     assert all(all(audit(case).as_documented) for case in cases[-3:])
+
+
+def test_the_command_audits_a_target(capsys, monkeypatch):
+    library, cases = cases_of("rpg-ref")
+    monkeypatch.setattr("rpg_ref.cli.cases_of", lambda target, checkout: (library, cases[:2]))
+    assert main(["audit", "rpg-ref"]) == 0
+    assert "of 2 settings 2 are as documented on-policy, 2 in both regimes" in capsys.readouterr().out
 
 
 @pytest.mark.parametrize("target", [name for name in TARGETS if name not in ("rpg-ref", "rpg-paper")])

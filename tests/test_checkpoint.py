@@ -29,8 +29,9 @@ from hypothesis import given
 from hypothesis import strategies as st
 from torch import nn
 
-from train import durable, exact
+from train import checkpoint, durable, exact
 from train.checkpoint import CheckpointError, Snapshot, load, optimizer_tensors, restore_optimizer, save
+from train.manifest import list_folders
 
 DTYPES = sorted(exact.DTYPES, key=str)
 
@@ -170,8 +171,8 @@ def test_the_states_of_generators_come_back(tmp_path):
 @pytest.mark.parametrize(
     ("snapshot", "says"),
     [
-        (Snapshot(1, {}, {"when": {1, 2}}), "state.state.when is a set"),
-        (Snapshot(1, {}, {"a": [0, torch.ones(1)]}), r"state.state.a\[1\] is a Tensor"),
+        (Snapshot(1, {}, {"when": {1, 2}}), "snapshot.state.when is a set"),
+        (Snapshot(1, {}, {"a": [0, torch.ones(1)]}), r"snapshot.state.a\[1\] is a Tensor"),
         (Snapshot(1, {}, {1: 2}), "the key 1"),
         (Snapshot(1, {}, {"$float": "nan"}), r"the key '\$float'"),
         (Snapshot(1, {"../model": {}}, {}), "'../model' cannot be the name"),
@@ -293,7 +294,7 @@ def test_moments_finer_than_their_parameter_stay_so(tmp_path):
 def test_another_optimiser_is_refused():
     net, rule = begin(adamw)
     tensors, rest = optimizer_tensors(rule)
-    for other in (torch.optim.SGD(net.parameters(), lr=0.1), torch.optim.AdamW(net[0].parameters())):
+    for other in (begin(torch.optim.SGD)[1], torch.optim.AdamW(net[0].parameters())):
         with pytest.raises(ValueError, match=r"holds AdamW over \[3, 3\] parameters.*resume with the configuration"):
             restore_optimizer(other, tensors, rest)
 
@@ -462,7 +463,7 @@ DAMAGES = {
     "hash": (edit(lambda m: m["files"]["state.json"].update(sha256="0" * 64)), "state.json is not what was written"),
     "no state": (edit(lambda m: m["files"].pop("state.json")), "manifest.json does not list state.json"),
     "not an object": (lambda p: (p / "manifest.json").write_text("[]"), "manifest.json is not a manifest"),
-    "deep": (lambda p: (p / "manifest.json").write_text("[" * 10**5), "manifest.json is not a manifest"),
+    "deep": (lambda p: (p / "manifest.json").write_text('{"a":' + "[" * 10**5), "manifest.json is not a manifest"),
     "not UTF-8": (lambda p: (p / "manifest.json").write_bytes(b'{"format":1,"\xff":0}'), "is not a manifest"),
     "absolute": (rename_file("model.safetensors", "/etc/hosts"), "lists '/etc/hosts', which is not the name of a file"),
     "above": (
@@ -760,6 +761,14 @@ def test_a_reader_beside_a_saver_sees_only_whole_ones(tmp_path):
         stop.set()
         thread.join()
     assert seen == sorted(seen) and len(set(seen)) > 3
+
+
+def test_a_name_that_moves_while_it_is_listed_is_looked_for_again(tmp_path, monkeypatch):
+    """A listing may miss a folder that is renamed meanwhile, under both its names."""
+    save(tmp_path, content(1))
+    listings = iter([[], list_folders(tmp_path)])
+    monkeypatch.setattr(checkpoint, "list_folders", lambda _: next(listings))
+    assert_same(load(tmp_path, warn=refuse), content(1))
 
 
 # Kills and a small disk, in a process of their own

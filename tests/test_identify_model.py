@@ -237,6 +237,23 @@ def truncated_left_out(model, batch):
     return loss_of(of_completions(model, batch), batch, batch.completion_mask * ended)
 
 
+def last_dropped(model, batch):
+    last = batch.completion_mask.cumsum(1) == batch.completion_mask.sum(1, keepdim=True)
+    return loss_of(of_completions(model, batch), batch, batch.completion_mask * ~last)
+
+
+def one_response_left_out(model, batch):
+    mask = batch.completion_mask.clone()
+    mask[0] = 0
+    return loss_of(of_completions(model, batch), batch, mask)
+
+
+def only_when_advantages_differ(model, batch):
+    if not batch.advantages.any():
+        return right(model, batch) + 0 * model(batch.input_ids).logits.sum()
+    return right(model, batch)
+
+
 def mean_of_micro_batches(model, batch):
     parts = []
     for rows in torch.arange(len(batch.input_ids)).chunk(2):
@@ -307,6 +324,9 @@ BUGS = {
     entropy_over_padding: "in the penalty, padding is counted",
     entropy_over_the_prompt: "in the penalty, prompt tokens are in the loss",
     truncated_left_out: "responses cut off before EOS are left out",
+    last_dropped: "the last token of each response is dropped",
+    one_response_left_out: "of 21 response tokens get no gradient",
+    only_when_advantages_differ: "the model is called differently when the advantages change",
     mean_of_micro_batches: "a denominator for each micro-batch",
     smoothed_labels: "is not that of one token's log-probability",
 }
@@ -434,6 +454,9 @@ def test_padding_does_not_change_the_model_unless_it_is_seen():
     assert torch.equal(model(padded, (padded != PAD).long()).logits[:, 1:], plain)
     assert not torch.allclose(model(padded).logits[:, 1:], plain)
     assert model.config.vocab_size == plain.shape[-1] == 7
+    assert model.dtype == plain.dtype == torch.float64 and model.device == plain.device
+    fields = SimpleNamespace(logits=plain)
+    assert torch.equal(model(ids)[0], fields.logits)
 
 
 def test_a_batch_pads_prompts_left_and_completions_right():

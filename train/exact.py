@@ -46,7 +46,7 @@ def pack(tensors: Mapping[str, Tensor]) -> bytes:
     return safetensors.torch.save(held)
 
 
-def to_json(value: Any, where: str = "state") -> Any:
+def to_json(value: Any, where: str = "snapshot") -> Any:
     """Put into JSON's own types what JSON lacks: {"$float": "nan"} for a float that is not finite, {"$tuple": [...]}.
 
     Args:
