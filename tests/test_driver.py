@@ -260,9 +260,10 @@ def test_eval_of_a_run_s_model(tmp_path, capsys):
 # Going on
 
 
-def test_a_run_that_stopped_goes_on_bit_for_bit(tmp_path):
+@pytest.mark.parametrize("kind", ["adamw", "schedule-free"])
+def test_a_run_that_stopped_goes_on_bit_for_bit(tmp_path, kind):
     whole, half = tmp_path / "whole", tmp_path / "half"
-    reference = ("--reference.replace", "kl", "--reference.kappa", "1e-6")
+    reference = ("--reference.replace", "kl", "--reference.kappa", "1e-6", "--optimizer.kind", kind)
     assert main(command(whole, *reference)) == 0
     assert main(command(half, *reference, "--steps", "2")) == 0
     assert main(["resume", str(half), "--steps", "4"]) == 0

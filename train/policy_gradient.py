@@ -78,7 +78,7 @@ def train(
     rule = reference_rule(config.reference)
     while state.step < config.steps:
         start = time.perf_counter()
-        _sampling(state.optimizer)
+        sampling(state.optimizer)
         rollout = draw(state.model, tokenizer, checker, tasks, recipe, config, state.step, state.dealt)
         drawn = time.perf_counter()
         metrics = improve(state, rollout, recipe, rule, config)
@@ -97,8 +97,8 @@ def train(
         }
 
 
-def _sampling(optimizer: Optimizer) -> None:
-    """Put the weights to sample and evaluate with in place."""
+def sampling(optimizer: Optimizer) -> None:
+    """Put the weights to sample, evaluate and keep in place, where they are not those that the gradient is taken at."""
     if optimizer.averages:
         optimizer.rule.eval()
 

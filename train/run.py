@@ -25,7 +25,7 @@ from train.curves import draw_curves
 from train.data import write
 from train.evaluate import Accuracy, evaluate
 from train.model import build_model
-from train.policy_gradient import begin, train
+from train.policy_gradient import begin, sampling, train
 from train.preset import dump, load
 from train.problems import Task, arithmetic, encode, read_split
 from train.progress import follow
@@ -197,6 +197,7 @@ def run(job: Job, console: Console) -> Result:
             log({"phase": "policy_gradient", "step": state.step, **row})
             if state.step % config.checkpoint_every == 0 or state.step == config.steps:
                 save(folder / "checkpoints", snapshot(state, config, job.problems, before))
+        sampling(state.optimizer)
         result = Result(before, measured(config.steps))
     for part in (model, job.tokenizer):
         part.save_pretrained(folder / "model")
