@@ -253,7 +253,7 @@ TESTS_OF = {
     "checks.py": ["bad_input"],
     "audit/objective.py": ["recipes", "verify"],
     "audit/oracle.py": ["gradient_equivalence"],
-    "audit/identify.py": ["identify", "verify"],
+    "audit/identify.py": ["identify", "identify_model", "verify"],
     "audit/population.py": ["identify"],
     "audit/forms.py": ["identify"],
     "audit/probes.py": ["identify", "identify_model"],
@@ -266,7 +266,17 @@ TESTS_OF = {
     "verify.py": ["verify"],
 }
 EVERY = ["bad_input", "advantages", "recipes", "clipping", "reference", "verify", "errata", "gradient_equivalence"]
-EVERY += ["logprobs", "numerics", "k3_is_unnormalised_kl", "groups", "laws", "proofs"]
+EVERY += [
+    "logprobs",
+    "numerics",
+    "k3_is_unnormalised_kl",
+    "groups",
+    "laws",
+    "identify",
+    "identify_model",
+    "audit",
+    "proofs",
+]
 
 # mutmut switches a mutant on after the import: these run during it. HAND has their mistakes.
 AT_IMPORT = ("divergences.x__row__", "recipes.x__rpg__", "checks.xǁTableǁ__init__")

@@ -403,6 +403,21 @@ def test_an_exact_entropy_bonus():
     assert terms(report.off_policy) == OBJECTIVE | {"entropy": 0.01}
 
 
+def test_rounding_of_what_cancels_is_no_finding():
+    """k1's gradient cancels on-policy; in single precision what is left is noise, and no part of an objective."""
+
+    def step(model, batch):
+        logits = logits_of(model, batch)[:, start(batch) - 1 : -1].float()
+        logp, mask = picked(logits, batch.completion_ids), batch.completion_mask
+        w = (logp - batch.logp_old.float()).exp()
+        gain = w * batch.advantages[:, None].float()
+        return ((BETA * (logp - batch.logp_ref.float()) - gain) * mask).sum() / mask.sum()
+
+    report = identify_model(step)
+    assert terms(report.on_policy) == {"reward": 1.0} and "single precision" in report.on_policy.verdict
+    assert set(report.off_policy.objective.terms) == {"reward", "forward_kl_old"}
+
+
 def test_a_sequence_ratio():
     def step(model, batch):
         mask = batch.completion_mask
