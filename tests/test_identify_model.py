@@ -364,6 +364,8 @@ def test_a_bug_is_named(step):
 def test_other_temperatures(temperature):
     report = identify_model(right, temperature=temperature)
     assert report.faults == () and terms(report.off_policy) == OBJECTIVE
+    # A mean over tokens of responses of three: the gradient is that of J over three, at any temperature.
+    assert report.off_policy.scale == pytest.approx(1 / 3)
     named = any(
         "the temperature is missing" in fault
         for fault in identify_model(without_temperature, temperature=temperature).faults
