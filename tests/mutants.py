@@ -102,7 +102,6 @@ HAND = [
     ("audit/identify.py", "return NO_FIT * min(1.0, self.spread / _NEAR) if self.drift else NO_FIT", "return NO_FIT"),
     ("audit/identify.py", "max(FIT, residual * condition) * solution.abs().max()] = 0.0", "0.0] = 0.0"),
     ("audit/identify.py", "vector.norm() < _ZERO_SINGLE * pulls[part]", "vector.norm() < 0"),
-    ("audit/identify.py", "if vector.norm() > _ZERO * pulls[part] else None", "if vector.any() else None"),
     ("audit/identify.py", "return second if second.residual < second.no_fit or math.isinf(first.residual) else first", "return first"),
     ("audit/identify.py", "flees = any(", "flees = False and any("),
     ("audit/identify.py", "c=c / on.scale", "c=c"),

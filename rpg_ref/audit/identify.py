@@ -28,9 +28,8 @@ _LARGEST_DRIFT, _HALVINGS, _NEAR = 0.8, 15, 0.01
 _NEVER_LINEAR = 0.1
 # A clip that stops one of the population's rows changes the gradient by far more, single precision by far less.
 _LINEAR = 1e-5
-# Where pulls cancel, rounding leaves about 1e-17 of their sum, 1e-9 in single precision.
-_ZERO = 1e-14
 _ROUNDING = 1e-12
+# Where pulls cancel, rounding leaves about 1e-17 of their sum, 1e-9 in single precision, which nothing fits.
 _ZERO_SINGLE = 1e-7
 
 
@@ -337,7 +336,7 @@ def _solve(
         return Finding({}, math.inf, math.nan, math.nan, *facts, vectors=vectors)
     found, fits = dict.fromkeys((name for part in terms.values() for name in part), 0.0), dict[str, Fit]()
     for part, vector in vectors.items():
-        fit = _fit(terms[part], vector) if vector.norm() > _ZERO * pulls[part] else None
+        fit = _fit(terms[part], vector) if vector.any() else None
         if fit is None or (fit.residual > NO_FIT and vector.norm() < _ZERO_SINGLE * pulls[part]):
             vectors[part] = torch.zeros_like(vector)
         else:
