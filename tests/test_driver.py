@@ -212,6 +212,7 @@ def test_three_broken_gradients_in_a_row_end_the_run(tokenizer):
         improve_once(state, config, tokenizer)
         improve_once(state, config, tokenizer)
     assert state.taken == 1 and state.skipped_in_a_row == 3
+    assert next(poisoned, None) is None, "a step that was taken begins the count anew"
     assert all(bool(w.isfinite().all()) for w in state.model.parameters())
     assert any(not torch.equal(a, b) for a, b in zip(before, state.model.parameters(), strict=True))
 

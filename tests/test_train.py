@@ -25,7 +25,7 @@ from train.preset import dump, load
 from train.problems import Task
 from train.sampling import sample
 from train.seeds import derive
-from train.tokenizer import answer_ids, build_tokenizer, is_right, prompt_ids
+from train.tokenizer import answer_ids, build_tokenizer, prompt_ids
 from train.warm_start import demonstrate
 
 SMALL = """--steps 2 --eval-samples 2 --data.test-problems 8 --warm-start.steps 3 --warm-start.batch 4
@@ -78,14 +78,13 @@ def test_a_prompt_is_the_chat_template_and_a_long_one_loses_its_beginning(tokeni
 
 
 def test_right_is_the_whole_answer_ended(tokenizer):
-    def said(text):
-        return answer_ids(tokenizer, text)
+    def right(*said):
+        tasks = [Task([1], "85")] * len(said)
+        return rollout_module.judge(tokenizer, Checker("exact"), said, tasks).tolist()
 
-    assert is_right(tokenizer, said("85"), "85") and is_right(tokenizer, said(" 85\n"), "85")
-    assert not is_right(tokenizer, said("85")[:-1], "85")
-    assert not is_right(tokenizer, said("")[-1:], "85")
-    for wrong in ("58", "8", "850", "85.", "<|pad|>85", "85<|user|>"):
-        assert not is_right(tokenizer, said(wrong), "85"), wrong
+    ids = [answer_ids(tokenizer, text) for text in ("85", " 85\n", "58", "8", "850", "85.", "<|pad|>85", "85<|user|>")]
+    assert right(*ids) == [1, 1, 0, 0, 0, 0, 0, 0]
+    assert right(ids[0][:-1], ids[0], ids[0][-1:]) == [0, 1, 0]
 
 
 # Log-probabilities

@@ -45,9 +45,3 @@ def prompt_ids(tokenizer: PreTrainedTokenizerFast, prompt: Sequence[Message], li
 def answer_ids(tokenizer: PreTrainedTokenizerFast, answer: str) -> list[int]:
     """Return the ids of a response that is this answer, its end-of-text token included."""
     return [*tokenizer(answer, add_special_tokens=False)["input_ids"], tokenizer.eos_token_id]
-
-
-def is_right(tokenizer: PreTrainedTokenizerFast, response: Sequence[int], answer: str) -> bool:
-    """Say whether a response is the answer and nothing else, and ended; space around it does not matter."""
-    *said, last = response
-    return last == tokenizer.eos_token_id and tokenizer.decode(said).strip() == answer.strip()
