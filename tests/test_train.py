@@ -84,7 +84,8 @@ def test_right_is_the_whole_answer_ended(tokenizer):
 
     ids = [answer_ids(tokenizer, text) for text in ("85", " 85\n", "58", "8", "850", "85.", "<|pad|>85", "85<|user|>")]
     assert right(*ids) == [1, 1, 0, 0, 0, 0, 0, 0]
-    assert right(ids[0][:-1], ids[0], ids[0][-1:]) == [0, 1, 0]
+    # "850" cut off before its end is not "85" and an end.
+    assert right(ids[0][:-1], ids[0], ids[0][-1:], ids[4][:-1]) == [0, 1, 0, 0]
 
 
 # Log-probabilities
