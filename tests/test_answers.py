@@ -15,9 +15,9 @@ from pathlib import Path
 
 import pytest
 
-from train import checker
-from train.answers import RULES, Rule, by_exact, by_released
-from train.checker import Checker
+from train.answering import checker
+from train.answering.checker import Checker
+from train.answering.rules import RULES, Rule, by_exact, by_released
 
 BOUNDED = sys.platform == "linux"  # a worker's memory
 

@@ -29,9 +29,9 @@ from hypothesis import given
 from hypothesis import strategies as st
 from torch import nn
 
-from train import checkpoint, durable, exact
-from train.checkpoint import CheckpointError, Snapshot, load, optimizer_tensors, restore_optimizer, save
-from train.manifest import list_folders
+from train.saving import checkpoint, durable, exact
+from train.saving.checkpoint import CheckpointError, Snapshot, load, optimizer_tensors, restore_optimizer, save
+from train.saving.manifest import list_folders
 
 DTYPES = sorted(exact.DTYPES, key=str)
 

@@ -18,15 +18,15 @@ import torch
 import train.run
 from rpg_ref import RECIPES, ReferenceState
 from train import rollout as rollout_module
+from train.answering.checker import Checker
 from train.batch import pack
-from train.checker import Checker
 from train.cli import main
 from train.config import ModelConfig, RolloutConfig
 from train.evaluate import summarise
 from train.model import build_model
 from train.policy_gradient import Diverged, accumulate, begin, improve, logprobs, reference_rule
 from train.preset import load
-from train.problems import Task, deal, deal_from
+from train.problems.tasks import Task, deal, deal_from
 from train.rollout import Rollout, draw, overlong
 from train.tokenizer import answer_ids, build_tokenizer
 

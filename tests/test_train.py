@@ -14,15 +14,15 @@ import train.run
 from rpg_ref import RECIPES
 from rpg_ref.verify import verify
 from train import rollout as rollout_module
+from train.answering.checker import Checker
 from train.batch import pack, response_logprobs
-from train.checker import Checker
 from train.cli import main
 from train.config import ModelConfig, OptimizerConfig
-from train.data import Message, read
 from train.model import build_model
 from train.optim import build_optimizer, step
 from train.preset import dump, load
-from train.problems import Task
+from train.problems.files import Message, read
+from train.problems.tasks import Task
 from train.sampling import sample
 from train.seeds import derive
 from train.tokenizer import answer_ids, build_tokenizer, prompt_ids

@@ -5,10 +5,10 @@ import pyarrow as pa
 import pyarrow.parquet as pq
 import pytest
 
-from train.arithmetic import generate
 from train.config import DataConfig
-from train.data import REQUIRED, SCHEMA, Message, Problem, read, write
-from train.problems import arithmetic, deal, read_split
+from train.problems.arithmetic import generate
+from train.problems.files import REQUIRED, SCHEMA, Message, Problem, read, write
+from train.problems.tasks import arithmetic, deal, read_split
 
 REAL = sorted((Path(__file__).parents[2] / "shared" / "data").glob("*.parquet"))
 

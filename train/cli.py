@@ -71,9 +71,9 @@ def _resume(rest: Sequence[str], asks_help: bool) -> int:
 
 
 def _carry_out(job: Any) -> int:
-    from train.checkpoint import CheckpointError
     from train.policy_gradient import Diverged
     from train.run import run
+    from train.saving.checkpoint import CheckpointError
 
     console = Console()
     try:

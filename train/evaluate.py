@@ -7,8 +7,8 @@ from jaxtyping import Float
 from torch import Tensor
 from transformers import PreTrainedModel, PreTrainedTokenizerFast
 
-from train.checker import Checker
-from train.problems import Task
+from train.answering.checker import Checker
+from train.problems.tasks import Task
 from train.rollout import judge
 from train.sampling import sample
 

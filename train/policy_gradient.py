@@ -12,11 +12,11 @@ from torch import Tensor
 from transformers import PreTrainedModel, PreTrainedTokenizerFast
 
 from rpg_ref import Recipe, ReferenceRule, ReferenceState, check_batch
+from train.answering.checker import Checker
 from train.batch import Batch, response_logprobs
-from train.checker import Checker
 from train.config import Config, ReferenceConfig
 from train.optim import Optimizer, build_optimizer, step
-from train.problems import Task
+from train.problems.tasks import Task
 from train.rollout import Rollout, draw
 
 FATAL = 3

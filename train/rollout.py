@@ -9,10 +9,10 @@ from torch import Tensor
 from transformers import PreTrainedModel, PreTrainedTokenizerFast
 
 from rpg_ref import Recipe, advantages
+from train.answering.checker import Checker
 from train.batch import Batch, pack
-from train.checker import Checker
 from train.config import Config, RolloutConfig
-from train.problems import Task, deal_from
+from train.problems.tasks import Task, deal_from
 from train.sampling import sample
 from train.seeds import derive
 

@@ -16,23 +16,23 @@ from transformers.utils import logging
 
 from rpg_ref import BASELINES, RECIPES, Recipe
 from rpg_ref.verify import verify
-from train.arithmetic import generate
-from train.checker import Checker
-from train.checkpoint import load as load_snapshot
-from train.checkpoint import save
+from train.answering.checker import Checker
 from train.config import Config
-from train.curves import draw_curves
-from train.data import write
 from train.evaluate import Accuracy, evaluate
 from train.model import build_model
 from train.policy_gradient import begin, sampling, train
 from train.preset import dump, load
-from train.problems import Task, arithmetic, encode, read_split
-from train.progress import follow
+from train.problems.arithmetic import generate
+from train.problems.files import write
+from train.problems.tasks import Task, arithmetic, encode, read_split
+from train.saving.checkpoint import load as load_snapshot
+from train.saving.checkpoint import save
+from train.saving.snapshot import restore, snapshot
 from train.seeds import derive
-from train.snapshot import restore, snapshot
 from train.tokenizer import build_tokenizer
 from train.warm_start import warm_start
+from train.watching.curves import draw_curves
+from train.watching.progress import follow
 
 EXTENDABLE = ("steps", "checkpoint_every", "threads", "run_dir")
 """What a resumed run may change: nothing of it bears on the steps that are done."""

@@ -5,11 +5,11 @@ from pathlib import Path
 from transformers import AutoModelForCausalLM, AutoTokenizer
 from transformers.utils import logging
 
-from train.checker import Checker
+from train.answering.checker import Checker
 from train.config import EvalConfig
-from train.data import read
 from train.evaluate import Evaluation, evaluate
-from train.problems import Task
+from train.problems.files import read
+from train.problems.tasks import Task
 from train.seeds import derive
 from train.tokenizer import prompt_ids
 

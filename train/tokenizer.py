@@ -6,7 +6,7 @@ from tokenizers import Tokenizer, decoders, pre_tokenizers
 from tokenizers.models import BPE
 from transformers import PreTrainedTokenizerFast
 
-from train.data import Message
+from train.problems.files import Message
 
 ROLES = ("<|system|>", "<|user|>", "<|assistant|>")
 

@@ -11,7 +11,7 @@ from rpg_ref import aggregate
 from train.batch import pack, response_logprobs
 from train.config import Config
 from train.optim import build_optimizer, step
-from train.problems import Task, deal
+from train.problems.tasks import Task, deal
 from train.seeds import derive
 from train.tokenizer import answer_ids
 

@@ -15,7 +15,7 @@ from multiprocessing import get_context
 from multiprocessing.connection import Connection, wait
 from multiprocessing.process import BaseProcess
 
-from train.answers import RULES
+from train.answering.rules import RULES
 
 _STARTING, _STARTS = 120.0, 3  # seconds until a worker is ready, from a slow disk; failures in a row that end it
 

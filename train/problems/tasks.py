@@ -7,7 +7,7 @@ from typing import Any, NamedTuple, TypeVar
 from transformers import PreTrainedTokenizerFast
 
 from train.config import Config, DataConfig
-from train.data import Problem, parse, read
+from train.problems.files import Problem, parse, read
 from train.seeds import derive
 from train.tokenizer import answer_ids, prompt_ids
 

@@ -5,11 +5,11 @@ from typing import Any
 from torch import Tensor
 
 from rpg_ref import ReferenceState
-from train.checkpoint import Snapshot, optimizer_tensors, restore_optimizer
 from train.config import Config
 from train.evaluate import Accuracy
 from train.policy_gradient import State
 from train.preset import dump
+from train.saving.checkpoint import Snapshot, optimizer_tensors, restore_optimizer
 
 
 def snapshot(state: State, config: Config, problems: str, before: Accuracy) -> Snapshot:

@@ -7,7 +7,7 @@ NUMBERS = range(10, 100)
 
 
 def generate(seed: int, test_problems: int) -> dict[str, list[dict[str, Any]]]:
-    """Return the rows of a train and a test split, in the schema of ``train.data``.
+    """Return the rows of a train and a test split, in the schema of ``train.problems.files``.
 
     A sum and its mirror image (47+38, 38+47) are one problem: never is one in train and the other in test.
 

@@ -10,7 +10,7 @@ from typing import NamedTuple
 
 import msgspec
 
-from train.durable import reason, sync, write
+from train.saving.durable import reason, sync, write
 
 FORMAT = 1
 MANIFEST, STATE = "manifest.json", "state.json"

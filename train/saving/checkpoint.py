@@ -14,9 +14,19 @@ import safetensors
 import safetensors.torch
 from torch import Tensor
 
-from train.durable import delete, discard, hidden, make, reason, sync
-from train.exact import dumps, loads, optimizer_tensors, pack, restore_optimizer
-from train.manifest import PICKLES, STATE, TENSORS, Damage, Found, is_intact, list_folders, read_folder, write_folder
+from train.saving.durable import delete, discard, hidden, make, reason, sync
+from train.saving.exact import dumps, loads, optimizer_tensors, pack, restore_optimizer
+from train.saving.manifest import (
+    PICKLES,
+    STATE,
+    TENSORS,
+    Damage,
+    Found,
+    is_intact,
+    list_folders,
+    read_folder,
+    write_folder,
+)
 
 __all__ = ["CheckpointError", "Snapshot", "load", "optimizer_tensors", "restore_optimizer", "save"]
 
@@ -32,7 +42,7 @@ class Snapshot:
     Attributes:
         step: rollout batches done.
         tensors: by file, then by name; they come back on the CPU, contiguous, none sharing memory with another.
-        state: plain values, as train.exact.to_json takes them.
+        state: plain values, as train.saving.exact.to_json takes them.
     """
 
     step: int
