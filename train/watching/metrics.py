@@ -1,0 +1,107 @@
+"""What a run measures: each metric with its meaning, and those of a mini-batch computed."""
+
+import math
+from typing import NamedTuple
+
+import torch
+from jaxtyping import Float, Int
+from torch import Tensor
+
+from rpg_ref import k1, k2, k3
+
+
+class Metric(NamedTuple):
+    """A metric of ``metrics.jsonl``.
+
+    Attributes:
+        unit: of its values; "" for a pure number.
+        meaning: one sentence.
+    """
+
+    unit: str
+    meaning: str
+
+
+EVALUATION = {
+    "accuracy": Metric("", "Mean@k: share of right responses to held-out problems."),
+    "stderr": Metric("", "Its standard error, over problems."),
+    "pass": Metric("", "Pass@k: share of held-out problems with a right response among k."),
+    "pass_stderr": Metric("", "Its standard error, over problems."),
+    "length": Metric("tokens", "Mean length of those responses, the end included."),
+    "entropy": Metric("nats", "Entropy of π_θ at a token of those responses, at the sampling temperature, averaged."),
+    "reverse_kl_start": Metric(
+        "nats", "KL(π_θ‖π_start) of a whole response: over the vocabulary exactly, along responses of π_θ."
+    ),
+    "seconds": Metric("s", "Time it took."),
+}
+
+WARM_START = {
+    "loss": Metric("nats", "Mean −log π of a demonstrated token."),
+    "grad_norm": Metric("", "Norm of the gradient before it is clipped."),
+    "seconds": Metric("s", "Time of the step."),
+}
+
+POLICY_GRADIENT = {
+    "reward": Metric("", "Mean reward of the responses of this rollout batch."),
+    "accuracy": Metric("", "Share of right ones among them."),
+    "all_right": Metric("", "Share of the drawn groups in which every response is right."),
+    "all_wrong": Metric("", "Share of the drawn groups in which none is."),
+    "draws": Metric("", "How often problems were drawn; over 1 only with rollout.filter."),
+    "response_length": Metric("tokens", "Mean length of a response, its end included."),
+    "truncated": Metric("", "Share of responses cut off at rollout.max_tokens."),
+    "entropy": Metric("nats", "Entropy of π_θ at a response token, at the sampling temperature, averaged."),
+    "loss": Metric("", "Of the recipe, which is no measure of progress here."),
+    "grad_norm": Metric("", "Norm of the gradient before it is clipped."),
+    "learning_rate": Metric("", "Of the last optimiser step."),
+    "skipped_steps": Metric("", "Optimiser steps left out because the gradient was not finite."),
+    "ratio_mean": Metric("", "Mean of w = π_θ/π_old over tokens: about 1."),
+    "ratio_p99": Metric("", "99th percentile of w over the tokens of a mini-batch, averaged over mini-batches."),
+    "ratio_max": Metric("", "Largest w of the step."),
+    "ess": Metric("", "Effective sample size (Σw)²/(n·Σw²) of the n tokens of a mini-batch: 1 on-policy."),
+    "reverse_kl": Metric("nats", "Estimate of KL(π_θ‖π_ref) a token, weighted by w: unbiased off-policy."),
+    "forward_kl_old": Metric("nats", "Estimate of KL(π_old‖π_θ) a token."),
+    "k1": Metric("nats", "Mean of log(π_θ/π_ref) over tokens of π_old: what trainers log as the KL; off-policy biased."),
+    "k2": Metric("nats", "Mean of ½·log²(π_θ/π_ref) over the same tokens."),
+    "k3": Metric("nats", "Mean of y − 1 − log y, y = π_ref/π_θ, over the same tokens."),
+    "clip_high": Metric("", "Share of tokens without gradient: pushed up with w ≥ 1 + ε₂."),
+    "clip_low": Metric("", "The same: pushed down with w ≤ 1 − ε₁."),
+    "clip_dual": Metric("", "The same: pushed down with w ≥ c."),
+    "above_bound": Metric("", "Share of samples whose weight a recipe's bound lowers."),
+    "below_bound": Metric("", "Share of samples whose weight a recipe's bound raises or drops."),
+    "tokens_per_second": Metric("1/s", "Response tokens over the time of the whole step."),
+    "seconds_draw": Metric("s", "Time to draw responses."),
+    "seconds_judge": Metric("s", "Time to judge them."),
+    "seconds_old": Metric("s", "Time for log π_old."),
+    "seconds_reference": Metric("s", "Time for log π_ref, where it is not π_old."),
+    "seconds_learn": Metric("s", "Time for gradients and optimiser steps."),
+    "seconds": Metric("s", "Time of the whole step."),
+}
+
+METRICS = {"evaluation": EVALUATION, "warm_start": WARM_START, "policy_gradient": POLICY_GRADIENT}
+
+
+@torch.no_grad()
+def drift(
+    logp: Float[Tensor, "B T"], logp_old: Float[Tensor, "B T"], logp_ref: Float[Tensor, "B T"], mask: Int[Tensor, "B T"]
+) -> dict[str, float]:
+    """Return how far π_θ is from π_old and π_ref on the tokens of a mini-batch, drawn from π_old.
+
+    Args:
+        logp: log π_θ, [B, T].
+        logp_old: log π_old, [B, T].
+        logp_ref: log π_ref, [B, T].
+        mask: 1 for tokens that count, at least one.
+
+    Returns:
+        ``ratio_p99``, ``ess``, ``k1``, ``k2`` and ``k3``, as METRICS has them.
+    """
+    keep = mask != 0
+    log_w = (logp - logp_old)[keep].double()
+    log_y = (logp_ref - logp)[keep].double()
+    # (Σw)²/Σw² does not change when every w is divided by the largest, and then it cannot overflow.
+    scaled = (log_w - log_w.max()).exp()
+    return {
+        "ratio_p99": log_w.kthvalue(math.ceil(0.99 * len(log_w))).values.exp().item(),
+        "ess": (scaled.sum() ** 2 / (scaled**2).sum() / len(scaled)).item(),
+        **{k.__name__: k(log_y).mean().item() for k in (k1, k2, k3)},
+    }
