@@ -33,9 +33,10 @@ audit: $(TARGETS:%=audit-%)  ## what trl, liger, verl, openrlhf and this package
 
 check-audit: $(TARGETS:%=check-audit-%)  ## the same, held to what is published; make check-audit TARGETS="trl verl"
 
-ledger: $(READY)     ## write docs/certificate.txt, and docs/ledger.md from rpg_ref/ledger.toml
+ledger: $(READY)     ## write the pages that are made from code: docs/certificate.txt, docs/ledger.md, docs/metrics.md
 	$(PY) -m proofs > docs/certificate.txt
 	$(PY) -c "from rpg_ref.ledger import page; print(page())" > docs/ledger.md
+	$(PY) -c "from train.watching.metrics import page; print(page(), end='')" > docs/metrics.md
 
 proofs: $(READY)     ## print the symbolic certificate
 	$(PY) -m proofs

@@ -29,6 +29,7 @@ from train.preset import load
 from train.problems.tasks import Task, deal, deal_from
 from train.rollout import Rollout, draw, overlong
 from train.tokenizer import answer_ids, build_tokenizer
+from train.watching.clock import Clock
 
 SMALL = """--steps 4 --eval-samples 2 --data.test-problems 8 --warm-start.steps 2 --warm-start.batch 4
 --rollout.prompts 4 --rollout.samples 2 --optimizer.prompts 2 --checkpoint-every 1
@@ -57,7 +58,7 @@ def command(folder, *more):
 
 def rows(folder):
     lines = (folder / "metrics.jsonl").read_text().splitlines()
-    return [{k: v for k, v in json.loads(line).items() if k not in CLOCKS} for line in lines]
+    return [{k: v for k, v in json.loads(line).items() if not k.startswith(CLOCKS)} for line in lines]
 
 
 # Drawing
@@ -72,7 +73,7 @@ def drawing(monkeypatch, tokenizer, said, **settings):
     given = {"rollout.prompts": 2, "rollout.samples": 2, "optimizer.prompts": 1}
     config = load("cpu_tiny", given | {f"rollout.{key}": value for key, value in settings.items()})
     tasks = [Task([i], "46") for i in range(7)]
-    return draw(None, tokenizer, Checker("exact"), tasks, RECIPES[config.recipe], config, 0, 3)
+    return draw(None, tokenizer, Checker("exact"), tasks, RECIPES[config.recipe], config, 0, 3, Clock())
 
 
 def test_groups_without_a_difference_are_drawn_again(monkeypatch, tokenizer):
@@ -139,7 +140,7 @@ def rollout_of(tokenizer, n=8):
     responses = [[rng.randrange(256) for _ in range(rng.randrange(1, 5))] for _ in range(n)]
     batch = pack(prompts, responses, tokenizer.pad_token_id)
     A = torch.tensor([rng.gauss(0, 1) for _ in range(n)])
-    return Rollout(batch, (A > 0).float(), A, A, (0.0, 0.0), 1, n)
+    return Rollout(batch, [Task(prompt, "") for prompt in prompts], A * 0, (A > 0).float(), A, A, (0.0, 0.0), 1, n)
 
 
 @pytest.mark.parametrize("name", ["rpg-reinforce-urkl-clip", "grpo", "gspo", "dr-grpo", "rpg-urkl-prefix"])
@@ -165,7 +166,8 @@ def improving(tokenizer, **given):
 
 
 def improve_once(state, config, tokenizer):
-    return improve(state, rollout_of(tokenizer), RECIPES[config.recipe], reference_rule(config.reference), config)
+    rule = reference_rule(config.reference)
+    return improve(state, rollout_of(tokenizer), RECIPES[config.recipe], rule, config, Clock())
 
 
 def distance(a, b):
@@ -233,10 +235,10 @@ def test_schedule_free_samples_from_its_average(tokenizer):
 
 def test_mean_and_pass_at_k():
     right = torch.tensor([[1, 0, 0, 0], [0, 0, 0, 0], [1, 1, 1, 1], [0, 1, 1, 0]]).float()
-    found = summarise(right)
-    assert found.mean_at_k.mean == pytest.approx(7 / 16) and found.pass_at_k.mean == 0.75
-    assert found.pass_at_k.stderr == pytest.approx((0.75 * 0.25 / 4) ** 0.5)
-    assert found.mean_at_k.stderr == pytest.approx(torch.tensor([0.25, 0, 1, 0.5]).std(correction=0).item() / 2)
+    mean_at_k, pass_at_k = summarise(right)
+    assert mean_at_k.mean == pytest.approx(7 / 16) and pass_at_k.mean == 0.75
+    assert pass_at_k.stderr == pytest.approx((0.75 * 0.25 / 4) ** 0.5)
+    assert mean_at_k.stderr == pytest.approx(torch.tensor([0.25, 0, 1, 0.5]).std(correction=0).item() / 2)
 
 
 def test_eval_of_a_run_s_model(tmp_path, capsys):
@@ -249,7 +251,7 @@ def test_eval_of_a_run_s_model(tmp_path, capsys):
     assert out.startswith("Mean@2 0.") and "Pass@2 0." in out
     for bad, message in (
         (["eval"], "eval needs a model's folder"),
-        (["eval", str(tmp_path), test], "has no config.json"),
+        (["eval", str(tmp_path), test], "there is no model at"),
         (["eval", str(tmp_path), "nowhere.parquet"], "cannot read nowhere.parquet"),
         ([*words, "--kk", "3"], "unknown key 'kk'"),
         ([*words, "--k", "0"], "k = 0"),

@@ -25,6 +25,11 @@ class Batch(NamedTuple):
     attention: Int[Tensor, "B L"]
     mask: Int[Tensor, "B R"]
 
+    @property
+    def responses(self) -> Int[Tensor, "B R"]:
+        """The tokens of the responses, and padding."""
+        return self.tokens[:, -self.mask.shape[1] :]
+
     def rows(self, chosen: slice) -> "Batch":
         """Return the chosen sequences, with the same padding."""
         return Batch(*(x[chosen] for x in self))
@@ -50,17 +55,20 @@ def pack(prompts: Sequence[Ids], responses: Sequence[Ids], pad_id: int) -> Batch
     return Batch(tokens, attention, attention[:, P:])
 
 
-def response_logprobs(model: nn.Module, batch: Batch, *, temperature: float = 1.0) -> Float[Tensor, "B R"]:
-    """Return log π(token | everything before it) of each response token; where ``batch.mask`` is 0, of padding."""
-    R = batch.mask.shape[1]
+def response_logits(model: nn.Module, batch: Batch) -> Float[Tensor, "B R V"]:
+    """Return the logits that predict each response token from everything before it."""
     # A token's position counts the tokens before it, so padding on the left changes nothing.
     positions = (batch.attention.cumsum(-1) - 1).clamp(min=0)
     # The logits at position t predict token t + 1: take one more than the response, and drop the last.
-    logits = model(
+    return model(
         input_ids=batch.tokens,
         attention_mask=batch.attention,
         position_ids=positions,
-        logits_to_keep=R + 1,
+        logits_to_keep=batch.mask.shape[1] + 1,
         use_cache=False,
     ).logits[:, :-1]
-    return token_logprobs(logits, batch.tokens[:, -R:], temperature=temperature)
+
+
+def response_logprobs(model: nn.Module, batch: Batch, *, temperature: float = 1.0) -> Float[Tensor, "B R"]:
+    """Return log π(token | everything before it) of each response token; where ``batch.mask`` is 0, of padding."""
+    return token_logprobs(response_logits(model, batch), batch.responses, temperature=temperature)

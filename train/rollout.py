@@ -1,7 +1,7 @@
 """What is drawn from π_old and how it is judged: groups of responses, their rewards, their advantages."""
 
 from collections.abc import Sequence
-from typing import NamedTuple
+from typing import Any, NamedTuple
 
 import torch
 from jaxtyping import Float
@@ -15,6 +15,7 @@ from train.config import Config, RolloutConfig
 from train.problems.tasks import Task, deal_from
 from train.sampling import sample
 from train.seeds import derive
+from train.watching.clock import Clock
 
 
 class Rollout(NamedTuple):
@@ -22,6 +23,8 @@ class Rollout(NamedTuple):
 
     Attributes:
         batch: the sequences.
+        tasks: the problem of each.
+        ended: 1 for a response that ended by itself, 0 for one that was cut off.
         right: 1 for a right response, else 0.
         reward: of each response.
         advantage: of each response.
@@ -31,6 +34,8 @@ class Rollout(NamedTuple):
     """
 
     batch: Batch
+    tasks: list[Task]
+    ended: Float[Tensor, "B"]
     right: Float[Tensor, "B"]
     reward: Float[Tensor, "B"]
     advantage: Float[Tensor, "B"]
@@ -47,11 +52,16 @@ def overlong(lengths: Float[Tensor, "B"], settings: RolloutConfig) -> Float[Tens
     return -settings.overlong_penalty * into.clamp(0, 1)
 
 
+def has_ended(tokenizer: PreTrainedTokenizerFast, response: Sequence[int]) -> bool:
+    """Say whether a response was ended by the policy."""
+    return bool(response) and response[-1] == tokenizer.eos_token_id
+
+
 def judge(
     tokenizer: PreTrainedTokenizerFast, checker: Checker, responses: Sequence[Sequence[int]], tasks: Sequence[Task]
 ) -> Float[Tensor, "B"]:
     """Return 1 for each response that ended and is right by the checker's rule, else 0."""
-    ended = [bool(said) and said[-1] == tokenizer.eos_token_id for said in responses]
+    ended = [has_ended(tokenizer, said) for said in responses]
     pairs = [(tokenizer.decode(said[:-1]), task.answer) for said, task in zip(responses, tasks, strict=True)]
     right = iter(checker.check([pair for pair, done in zip(pairs, ended, strict=True) if done]))
     return torch.tensor([float(done and next(right)) for done in ended])
@@ -66,6 +76,7 @@ def draw(
     config: Config,
     number: int,
     dealt: int,
+    clock: Clock,
 ) -> Rollout:
     """Draw a group of responses to each of a step's problems, and judge them: reward 1 if right, else −1.
 
@@ -80,6 +91,7 @@ def draw(
         config: the run's.
         number: of the step.
         dealt: problems dealt before.
+        clock: is told how long drawing and judging took.
 
     Returns:
         Rollout of ``rollout.prompts`` groups.
@@ -89,7 +101,7 @@ def draw(
     """
     settings = config.rollout
     size = settings.prompts * (settings.oversample if settings.filter else 1)
-    kept_prompts: list[list[int]] = []
+    kept_tasks: list[Task] = []
     kept_responses: list[list[int]] = []
     kept_right: list[Tensor] = []
     shares = torch.zeros(2)
@@ -98,22 +110,25 @@ def draw(
         dealt += size
         repeated = [task for task in chosen for _ in range(settings.samples)]
         seed = derive(config.seed, "rollout", number, *([draws] if draws > 1 else []))
-        responses = sample(
-            model,
-            tokenizer,
-            [task.prompt for task in repeated],
-            max_tokens=settings.max_tokens,
-            temperature=settings.temperature,
-            seed=seed,
-        )
-        right = judge(tokenizer, checker, responses, repeated).view(size, settings.samples)
+        with clock("seconds_draw"):
+            responses = sample(
+                model,
+                tokenizer,
+                [task.prompt for task in repeated],
+                max_tokens=settings.max_tokens,
+                temperature=settings.temperature,
+                seed=seed,
+                at_once=settings.at_once,
+            )
+        with clock("seconds_judge"):
+            right = judge(tokenizer, checker, responses, repeated).view(size, settings.samples)
         same = torch.stack([right.all(1), ~right.any(1)])
         shares += same.float().mean(1)
         for group in range(size):
             if settings.filter and bool(same[:, group].any()):
                 continue
             rows = slice(group * settings.samples, (group + 1) * settings.samples)
-            kept_prompts += [task.prompt for task in repeated[rows]]
+            kept_tasks += repeated[rows]
             kept_responses += responses[rows]
             kept_right.append(right[group])
         if len(kept_right) >= settings.prompts:
@@ -126,10 +141,28 @@ def draw(
             "take other problems, raise rollout.samples or rollout.draws, or set rollout.filter = false"
         )
     rows = settings.prompts * settings.samples
-    batch = pack(kept_prompts[:rows], kept_responses[:rows], tokenizer.pad_token_id)
+    kept_tasks, kept_responses = kept_tasks[:rows], kept_responses[:rows]
+    batch = pack([task.prompt for task in kept_tasks], kept_responses, tokenizer.pad_token_id)
+    ended = torch.tensor([float(has_ended(tokenizer, said)) for said in kept_responses])
     right = torch.cat(kept_right[: settings.prompts])
     reward = 2 * right - 1 + overlong(batch.mask.sum(1).float(), settings)
     groups = torch.arange(settings.prompts).repeat_interleave(settings.samples)
     advantage = advantages(reward, groups, recipe.baseline)
     all_right, all_wrong = (shares / draws).tolist()
-    return Rollout(batch, right, reward, advantage, (all_right, all_wrong), draws, dealt)
+    return Rollout(batch, kept_tasks, ended, right, reward, advantage, (all_right, all_wrong), draws, dealt)
+
+
+def transcripts(
+    rollout: Rollout, tokenizer: PreTrainedTokenizerFast, samples: int, number: int
+) -> list[dict[str, Any]]:
+    """Return, of the first ``number`` groups of so many samples, the first response as text, and what it earned."""
+    return [
+        {
+            "prompt": tokenizer.decode(rollout.tasks[row].prompt),
+            "response": tokenizer.decode(rollout.batch.responses[row][rollout.batch.mask[row] != 0]),
+            "answer": rollout.tasks[row].answer,
+            "right": bool(rollout.right[row]),
+            "reward": rollout.reward[row].item(),
+        }
+        for row in range(0, len(rollout.tasks), samples)[:number]
+    ]

@@ -2,9 +2,7 @@
 
 import dataclasses
 import hashlib
-import os
-from collections.abc import Callable, Iterator
-from contextlib import suppress
+from collections.abc import Iterator
 from pathlib import Path
 from typing import Any, NamedTuple
 
@@ -18,23 +16,26 @@ from rpg_ref import BASELINES, RECIPES, Recipe
 from rpg_ref.verify import verify
 from train.answering.checker import Checker
 from train.config import Config
-from train.evaluate import Accuracy, evaluate
-from train.model import build_model
-from train.policy_gradient import begin, sampling, train
+from train.evaluate import Accuracy, evaluate, spread
+from train.model import build_model, tokenizer_of
+from train.policy_gradient import State, begin, sampling, train
 from train.preset import dump, load
 from train.problems.arithmetic import generate
 from train.problems.files import write
 from train.problems.tasks import Task, arithmetic, encode, read_split
+from train.rollout import transcripts
 from train.saving.checkpoint import load as load_snapshot
 from train.saving.checkpoint import save
 from train.saving.snapshot import restore, snapshot
 from train.seeds import derive
-from train.tokenizer import build_tokenizer
 from train.warm_start import warm_start
+from train.watching.clock import Clock
 from train.watching.curves import draw_curves
+from train.watching.journal import append, keep, rows
 from train.watching.progress import follow
 
-EXTENDABLE = ("steps", "checkpoint_every", "threads", "run_dir")
+METRICS, TRANSCRIPTS = "metrics.jsonl", "transcripts.jsonl"
+EXTENDABLE = ("steps", "checkpoint_every", "eval_every", "transcripts", "loggers", "threads", "run_dir")
 """What a resumed run may change: nothing of it bears on the steps that are done."""
 
 
@@ -120,7 +121,7 @@ def _verified(config: Config) -> tuple[Recipe, str]:
 
 
 def _with_problems(config: Config, recipe: Recipe, verdict: str) -> Job:
-    tokenizer = build_tokenizer()
+    tokenizer = tokenizer_of(config.model)
     generated = {}
     if config.data.train is None:
         generated = generate(derive(config.seed, "problems"), config.data.test_problems)
@@ -148,70 +149,97 @@ def run(job: Job, console: Console) -> Result:
     console.print(
         f"{parameters / 1e6:.1f} M parameters, {len(job.train)} problems, {len(job.test)} held out", soft_wrap=True
     )
-    metrics = folder / "metrics.jsonl"
-    log = _log(metrics)
+    found = load_snapshot(folder / "checkpoints", warn=lambda text: console.print(text, soft_wrap=True))
+    if found is None:
+        _write_inputs(job)
+    else:
+        _same_run(found.state, job)
+    for journal in (METRICS, TRANSCRIPTS):
+        keep(folder / journal, lambda row: found is not None and _is_done(row, found.step, config))
     with Checker(config.data.rule) as checker:
 
-        def measured(step: int) -> Accuracy:
-            found = evaluate(
-                model,
-                job.tokenizer,
-                checker,
-                job.test,
-                k=config.eval_samples,
-                max_tokens=config.rollout.max_tokens,
-                temperature=config.rollout.temperature,
-                seed=derive(config.seed, "evaluation"),
-            )
-            accuracy, passed = found.mean_at_k, found.pass_at_k
-            row = {
-                "accuracy": accuracy.mean,
-                "stderr": accuracy.stderr,
-                "pass": passed.mean,
-                "pass_stderr": passed.stderr,
-            }
-            log({"phase": "evaluation", "step": step, **row})
-            return accuracy
+        def log(phase: str, step: int, row: dict[str, Any]) -> None:
+            append(folder / METRICS, {"phase": phase, "step": step, **row})
 
-        found = load_snapshot(folder / "checkpoints", warn=lambda text: console.print(text, soft_wrap=True))
+        def save_state() -> None:
+            save(folder / "checkpoints", snapshot(state, config, job.problems, before))
+
         if found is None:
-            _write_inputs(job)
-            _keep(metrics, -1)
             starting = warm_start(model, job.tokenizer, job.train, config)
             for number, row in enumerate(follow(starting, "warm start", config.warm_start.steps, "loss", console), 1):
-                log({"phase": "warm_start", "step": number, **row})
-            before = measured(0)
+                log("warm_start", number, row)
             state = begin(model, config)
-            save(folder / "checkpoints", snapshot(state, config, job.problems, before))
+            before, row = _evaluation(state, job, checker)
+            log("evaluation", 0, row)
+            save_state()
         else:
-            _same_run(found.state, job)
             state = begin(model, config)
             restore(state, found)
             before = Accuracy(*found.state["before"])
-            _keep(metrics, state.step)
             console.print(f"resumed after rollout batch {state.step}", highlight=False, soft_wrap=True)
         console.print(f"held-out accuracy before: {before}", highlight=False, soft_wrap=True)
         training = train(state, job.tokenizer, checker, job.train, job.recipe, config)
         left = config.steps - state.step
         for row in follow(training, config.recipe, left, "accuracy", console):
-            log({"phase": "policy_gradient", "step": state.step, **row})
+            log("policy_gradient", state.step, row)
+            for said in transcripts(state.rollout, job.tokenizer, config.rollout.samples, config.transcripts):
+                append(folder / TRANSCRIPTS, {"phase": "policy_gradient", "step": state.step, **said})
+            if _evaluates_after(state.step, config):
+                log("evaluation", state.step, _evaluation(state, job, checker)[1])
             if state.step % config.checkpoint_every == 0 or state.step == config.steps:
-                save(folder / "checkpoints", snapshot(state, config, job.problems, before))
-        sampling(state.optimizer)
-        result = Result(before, measured(config.steps))
+                save_state()
+        after, row = _evaluation(state, job, checker)
+        log("evaluation", config.steps, row)
     for part in (model, job.tokenizer):
         part.save_pretrained(folder / "model")
-    history = [row for row in _rows(metrics) if row["phase"] == "policy_gradient"]
-    draw_curves(history, result.before, result.after, config, folder / "curves.png")
-    return result
+    history = [row for row in rows(folder / METRICS) if row["phase"] == "policy_gradient"]
+    draw_curves(history, before, after, config, folder / "curves.png")
+    return Result(before, after)
+
+
+def _evaluation(state: State, job: Job, checker: Checker) -> tuple[Accuracy, dict[str, float]]:
+    """Return held-out accuracy, and the row of metrics."""
+    config = job.config
+    budget, temperature = config.optimizer.micro_tokens, config.rollout.temperature
+    sampling(state.optimizer)
+    clock = Clock()
+    with clock("seconds"):
+        found = evaluate(
+            state.model,
+            job.tokenizer,
+            checker,
+            job.test,
+            k=config.eval_samples,
+            max_tokens=config.rollout.max_tokens,
+            temperature=temperature,
+            seed=derive(config.seed, "evaluation"),
+            at_once=config.rollout.at_once,
+        )
+        start = state.reference if config.reference.replace == "never" else None
+        more = spread(state.model, start, found.batch, budget=budget, temperature=temperature)
+    accuracy, passed = found.mean_at_k, found.pass_at_k
+    shares = {"accuracy": accuracy.mean, "stderr": accuracy.stderr, "pass": passed.mean, "pass_stderr": passed.stderr}
+    return accuracy, shares | more | clock.seconds
+
+
+def _evaluates_after(step: int, config: Config) -> bool:
+    """Say whether the run is evaluated there on its way; at its end it always is."""
+    return config.eval_every > 0 and step % config.eval_every == 0 and step < config.steps
+
+
+def _is_done(row: dict[str, Any], step: int, config: Config) -> bool:
+    """Say whether a row is of what a checkpoint of that step has behind it, rather than of what will be done again."""
+    if row["phase"] == "evaluation":
+        return row["step"] == 0 or row["step"] <= step and _evaluates_after(row["step"], config)
+    return row["phase"] == "warm_start" or row["step"] <= step
 
 
 def _write_inputs(job: Job) -> None:
     folder = job.config.folder
     (folder / "config.toml").write_text(dump(job.config), encoding="utf-8")
-    for name, rows in job.generated.items():
+    for name, problems in job.generated.items():
         (folder / "data").mkdir(exist_ok=True)
-        write(folder / "data" / f"{name}.parquet", rows)
+        write(folder / "data" / f"{name}.parquet", problems)
 
 
 def _same_run(kept: dict[str, Any], job: Job) -> None:
@@ -237,31 +265,3 @@ def _differences(then: dict[str, Any], now: dict[str, Any], prefix: str = "") ->
             yield from _differences(before, after, f"{prefix}{key}.")
         elif before != after:
             yield prefix + key, before, after
-
-
-def _log(path: Path) -> Callable[[dict[str, Any]], None]:
-    """Return a function that appends one line of JSON; what is not finite becomes null."""
-
-    def log(row: dict[str, Any]) -> None:
-        with path.open("ab") as file:
-            file.write(msgspec.json.encode(row) + b"\n")
-
-    return log
-
-
-def _rows(path: Path) -> Iterator[dict[str, Any]]:
-    """Yield the rows that were written whole; a process that was killed may have left half a line."""
-    if path.exists():
-        for line in path.read_bytes().splitlines():
-            with suppress(msgspec.DecodeError):
-                yield msgspec.json.decode(line)
-
-
-def _keep(path: Path, step: int) -> None:
-    """Drop the rows of what will be done again: all after a rollout batch, or all for −1."""
-    last = {"warm_start": float("inf"), "evaluation": max(0, step - 1), "policy_gradient": step}
-    kept = [row for row in _rows(path) if row["step"] <= last[row["phase"]]] if step >= 0 else []
-    text = b"".join(msgspec.json.encode(row) + b"\n" for row in kept)
-    fresh = path.with_suffix(".tmp")
-    fresh.write_bytes(text)
-    os.replace(fresh, path)

@@ -6,6 +6,7 @@ import torch
 from transformers import GenerationConfig, PreTrainedModel, PreTrainedTokenizerFast
 
 from train.batch import Ids, pack
+from train.seeds import derive
 
 
 @torch.no_grad()
@@ -17,6 +18,7 @@ def sample(
     max_tokens: int,
     temperature: float,
     seed: int,
+    at_once: int = 0,
 ) -> list[list[int]]:
     """Draw one response to each prompt from the tempered softmax itself: no top-k, no top-p, no penalty.
 
@@ -27,10 +29,19 @@ def sample(
         max_tokens: the longest response.
         temperature: divides the logits, > 0.
         seed: the same seed draws the same responses, and the caller's random state stays as it was.
+        at_once: the most responses drawn at a time; 0: all.
 
     Returns:
         Token ids of each response, up to and including its end-of-text token if it has one.
     """
+    if 0 < at_once < len(prompts):
+        parts = [prompts[first : first + at_once] for first in range(0, len(prompts), at_once)]
+        words = {"max_tokens": max_tokens, "temperature": temperature}
+        return [
+            said
+            for number, part in enumerate(parts)
+            for said in sample(model, tokenizer, part, seed=derive(seed, "part", number), **words)
+        ]
     batch = pack(prompts, [()] * len(prompts), tokenizer.pad_token_id)
     settings = GenerationConfig(
         do_sample=True,

@@ -60,7 +60,7 @@ POLICY_GRADIENT = {
     "ess": Metric("", "Effective sample size (Σw)²/(n·Σw²) of the n tokens of a mini-batch: 1 on-policy."),
     "reverse_kl": Metric("nats", "Estimate of KL(π_θ‖π_ref) a token, weighted by w: unbiased off-policy."),
     "forward_kl_old": Metric("nats", "Estimate of KL(π_old‖π_θ) a token."),
-    "k1": Metric("nats", "Mean of log(π_θ/π_ref) over tokens of π_old: what trainers log as the KL; off-policy biased."),
+    "k1": Metric("nats", "Mean of log(π_θ/π_ref) over tokens drawn from π_old: what trainers log as the KL."),
     "k2": Metric("nats", "Mean of ½·log²(π_θ/π_ref) over the same tokens."),
     "k3": Metric("nats", "Mean of y − 1 − log y, y = π_ref/π_θ, over the same tokens."),
     "clip_high": Metric("", "Share of tokens without gradient: pushed up with w ≥ 1 + ε₂."),
@@ -77,7 +77,30 @@ POLICY_GRADIENT = {
     "seconds": Metric("s", "Time of the whole step."),
 }
 
+INTRODUCTION = """# Metrics
+
+Each line of a run's `metrics.jsonl` has a `phase`, a `step` and the keys below; loggers show the same as `phase/key`.
+A number that is not finite is `null`. The steps of `evaluation` and `policy_gradient` are rollout batches.
+
+Under `policy_gradient`, `entropy`, `loss`, `grad_norm` and all from `ratio_mean` to `below_bound` are means over the
+step's optimiser steps that were taken (`ratio_max`: the largest). At the first of them w = 1, so these means are smaller than what the last one sees.
+The shares of a clip or a bound are there only if the recipe has one. w = π_θ/π_old.
+
+What each of k1, k2 and k3 estimates, and what its gradient is, are two questions: see [one idea](one-idea.md) and
+[errata](errata.md). `reverse_kl` is the one to read off-policy.
+"""
+
 METRICS = {"evaluation": EVALUATION, "warm_start": WARM_START, "policy_gradient": POLICY_GRADIENT}
+
+
+def page() -> str:
+    """Return docs/metrics.md."""
+    tables = [
+        f"## {phase}\n\n| key | unit | meaning |\n|---|---|---|\n"
+        + "".join(f"| `{name}` | {metric.unit} | {metric.meaning} |\n" for name, metric in of_phase.items())
+        for phase, of_phase in METRICS.items()
+    ]
+    return "\n".join([INTRODUCTION, *tables])
 
 
 @torch.no_grad()
