@@ -303,7 +303,7 @@ def test_a_run_folder_is_never_overwritten(tmp_path, capsys, monkeypatch):
         ("run cpu_tny", "unknown preset 'cpu_tny'; the nearest are cpu_tiny"),
         (
             "run none/such.toml",
-            "cannot read the preset none/such.toml: No such file or directory; presets are cpu_tiny",
+            "cannot read the preset none/such.toml: No such file or directory; presets are cpu_smollm2",
         ),
         ("run cpu_tiny --sede 1", "unknown key 'sede'; the nearest are seed"),
         ("run cpu_tiny --optimizer.lerning-rate 1", "the nearest are optimizer.learning_rate"),

@@ -190,7 +190,7 @@ class Config:
     Attributes:
         name: of the run; its folder is runs/NAME-seedSEED unless run_dir says otherwise.
         recipe: a name in rpg_ref.RECIPES.
-        steps: rollout batches.
+        steps: rollout batches; 0 ends after the warm start.
         model: the transformer.
         warm_start: the supervised start.
         rollout: what is drawn.
@@ -210,7 +210,7 @@ class Config:
 
     name: str
     recipe: str
-    steps: Count
+    steps: Natural
     model: ModelConfig
     warm_start: WarmStartConfig
     rollout: RolloutConfig

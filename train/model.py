@@ -2,8 +2,9 @@
 
 import copy
 from collections.abc import Iterator
-from contextlib import contextmanager
+from contextlib import contextmanager, redirect_stderr
 from importlib.metadata import PackageNotFoundError, distribution
+from io import StringIO
 from pathlib import Path
 from typing import Any
 
@@ -79,7 +80,8 @@ def open_model(path: str) -> PreTrainedModel:
     Raises:
         ValueError: there is no model, or it cannot be read.
     """
-    with _reading(path) as source:
+    # Reading a .gguf file draws a bar of its own.
+    with _reading(path) as source, redirect_stderr(StringIO()):
         model = AutoModelForCausalLM.from_pretrained(**source, dtype=torch.float32)
     if not hasattr(model.config, "quantization_config"):
         return model

@@ -3,6 +3,7 @@
 import dataclasses
 import hashlib
 from collections.abc import Iterator
+from functools import partial
 from pathlib import Path
 from typing import Any, NamedTuple
 
@@ -32,6 +33,7 @@ from train.warm_start import warm_start
 from train.watching.clock import Clock
 from train.watching.curves import draw_curves
 from train.watching.journal import append, keep, rows
+from train.watching.loggers import check_loggers, open_loggers
 from train.watching.progress import follow
 
 METRICS, TRANSCRIPTS = "metrics.jsonl", "transcripts.jsonl"
@@ -70,7 +72,7 @@ def prepare(config: Config) -> Job:
         ValueError: any of them is not as it must be; nothing has been written then.
     """
     folder = config.folder
-    recipe, verdict = _verified(config)
+    recipe, verdict = _checked(config)
     if folder.exists() and not (folder.is_dir() and not any(folder.iterdir())):
         raise ValueError(
             f"the run folder {folder} exists already; choose another with --run-dir, or go on with `resume {folder}`"
@@ -102,10 +104,11 @@ def prepare_again(folder: Path, overrides: dict[str, Any]) -> Job:
     config = load(str(path), {"run_dir": str(folder)} | overrides)
     if config.folder != folder:
         raise ValueError(f"run_dir is {config.folder} and not {folder}; a run goes on in its own folder")
-    return _with_problems(config, *_verified(config))
+    return _with_problems(config, *_checked(config))
 
 
-def _verified(config: Config) -> tuple[Recipe, str]:
+def _checked(config: Config) -> tuple[Recipe, str]:
+    check_loggers(config.loggers)
     recipe = RECIPES[config.recipe]
     if config.beta is not None:
         recipe = dataclasses.replace(recipe, beta=config.beta)
@@ -149,17 +152,21 @@ def run(job: Job, console: Console) -> Result:
     console.print(
         f"{parameters / 1e6:.1f} M parameters, {len(job.train)} problems, {len(job.test)} held out", soft_wrap=True
     )
-    found = load_snapshot(folder / "checkpoints", warn=lambda text: console.print(text, soft_wrap=True))
+    warn = partial(console.print, highlight=False, soft_wrap=True)
+    found = load_snapshot(folder / "checkpoints", warn=warn)
     if found is None:
         _write_inputs(job)
     else:
         _same_run(found.state, job)
     for journal in (METRICS, TRANSCRIPTS):
         keep(folder / journal, lambda row: found is not None and _is_done(row, found.step, config))
-    with Checker(config.data.rule) as checker:
+    name, choices = f"{config.name}-seed{config.seed}", dataclasses.asdict(config)
+    with Checker(config.data.rule) as checker, open_loggers(config.loggers, folder, name, choices, warn) as show:
 
         def log(phase: str, step: int, row: dict[str, Any]) -> None:
-            append(folder / METRICS, {"phase": phase, "step": step, **row})
+            row = {"phase": phase, "step": step, **row}
+            append(folder / METRICS, row)
+            show(row)
 
         def save_state() -> None:
             save(folder / "checkpoints", snapshot(state, config, job.problems, before))
@@ -190,10 +197,11 @@ def run(job: Job, console: Console) -> Result:
                 save_state()
         after, row = _evaluation(state, job, checker)
         log("evaluation", config.steps, row)
-    for part in (model, job.tokenizer):
-        part.save_pretrained(folder / "model")
-    history = [row for row in rows(folder / METRICS) if row["phase"] == "policy_gradient"]
-    draw_curves(history, before, after, config, folder / "curves.png")
+        for part in (model, job.tokenizer):
+            part.save_pretrained(folder / "model")
+        history = [row for row in rows(folder / METRICS) if row["phase"] == "policy_gradient"]
+        if history:
+            draw_curves(history, before, after, config, folder / "curves.png")
     return Result(before, after)
 
 
