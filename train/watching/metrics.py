@@ -83,8 +83,8 @@ Each line of a run's `metrics.jsonl` has a `phase`, a `step` and the keys below;
 A number that is not finite is `null`. The steps of `evaluation` and `policy_gradient` are rollout batches.
 
 Under `policy_gradient`, `entropy`, `loss`, `grad_norm` and all from `ratio_mean` to `below_bound` are means over the
-step's optimiser steps that were taken (`ratio_max`: the largest). At the first of them w = 1, so these means are
-smaller than what the last one sees. The shares of a clip or a bound are there only if the recipe has one. w = π_θ/π_old.
+step's optimiser steps that were taken (`ratio_max`: the largest). w = π_θ/π_old is 1 at the first of them, so these
+means are smaller than what the last one sees. The shares of a clip or a bound are there only if the recipe has one.
 
 What each of k1, k2 and k3 estimates, and what its gradient is, are two questions: see [one idea](one-idea.md) and
 [errata](errata.md). `reverse_kl` is the one to read off-policy.
