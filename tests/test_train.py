@@ -23,7 +23,7 @@ from train.optim import build_optimizer, step
 from train.preset import dump, load
 from train.problems.files import Message, read
 from train.problems.tasks import Task
-from train.sampling import sample
+from train.sampling import inverse_cdf, sample
 from train.seeds import derive
 from train.tokenizer import answer_ids, build_tokenizer, prompt_ids
 from train.warm_start import demonstrate
@@ -159,6 +159,43 @@ def test_samples_end_with_the_end_and_repeat_with_the_seed_alone(model, tokenize
     assert torch.equal(state, torch.get_rng_state())
     assert drawn == draw(model, tokenizer, [PROMPTS[0]] * 3000) != draw(model, tokenizer, [PROMPTS[0]] * 3000, seed=1)
     assert {len(ids) for ids in drawn if ids[-1] == 257} == {1, 2} and all(257 not in ids[:-1] for ids in drawn)
+
+
+def test_what_a_row_says_depends_on_no_other_row(model, tokenizer):
+    """Rows that end are dropped on the way; prompts are shared; batches are split: none of it changes a row."""
+    prompts = [PROMPTS[i % 2] for i in range(40)]
+    words = {"max_tokens": 100, "temperature": 0.5, "seed": 5}
+    tokens = Counter(token for said in sample(model, tokenizer, prompts, **words) for token in said)
+    tokenizer = SimpleNamespace(pad_token_id=258, eos_token_id=tokens.most_common(1)[0][0])
+    drawn = sample(model, tokenizer, prompts, **words)
+    lengths = sorted(map(len, drawn))
+    assert lengths[0] < lengths[len(lengths) // 2] < 100, "rows must be dropped at several moments"
+    keep = [row for row in range(40) if row % 2]
+    alone = {row: drawn[row] for row in keep}
+    others_gone = sample(model, tokenizer, [PROMPTS[1]] * 40, **words)
+    assert [others_gone[row] for row in keep] == list(alone.values())
+
+
+def test_the_sampler_follows_the_model_along_long_responses(model, tokenizer):
+    """Every token is the one that the inverse distribution function gives under the model's logits without a cache."""
+    prompts = [PROMPTS[0], PROMPTS[1], PROMPTS[0]]
+    drawn = sample(model, tokenizer, prompts, max_tokens=150, temperature=1e-4, seed=0)
+    for prompt, said in zip(prompts, drawn, strict=True):
+        with torch.no_grad():
+            logits = model(torch.tensor([prompt + said])).logits[0, len(prompt) - 1 : -1]
+        best = logits.topk(2, dim=-1)
+        clear = best.values[:, 0] - best.values[:, 1] > 0.01
+        assert torch.equal(best.indices[:, 0][clear], torch.tensor(said)[clear]) and clear.float().mean() > 0.9
+
+
+def test_the_inverse_distribution_function_is_exact():
+    logits = torch.tensor([-math.inf, 0.0, math.log(2.0), -math.inf, 0.0, -math.inf])
+    u = (torch.arange(4000, dtype=torch.float64) + 0.5) / 4000
+    found = inverse_cdf(logits.expand(4000, -1), u)
+    assert torch.bincount(found, minlength=6).tolist() == [0, 1000, 2000, 0, 1000, 0]
+    edges = torch.tensor([0.0, 1 - 2**-53], dtype=torch.float64)
+    assert inverse_cdf(logits.expand(2, -1), edges).tolist() == [1, 4]
+    assert inverse_cdf(torch.full((2, 3), math.nan), edges).max() < 3
 
 
 # Steps

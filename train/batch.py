@@ -55,18 +55,20 @@ def pack(prompts: Sequence[Ids], responses: Sequence[Ids], pad_id: int) -> Batch
     return Batch(tokens, attention, attention[:, P:])
 
 
+def positions(attention: Int[Tensor, "B L"]) -> Int[Tensor, "B L"]:
+    """Return how many tokens come before each, so that padding on the left changes nothing."""
+    return (attention.cumsum(-1) - 1).clamp(min=0)
+
+
 def response_logits(model: nn.Module, batch: Batch) -> Float[Tensor, "B R V"]:
     """Return the logits that predict each response token from everything before it."""
-    # A token's position counts the tokens before it, so padding on the left changes nothing.
-    positions = (batch.attention.cumsum(-1) - 1).clamp(min=0)
+    R = batch.mask.shape[1]
     # The logits at position t predict token t + 1: take one more than the response, and drop the last.
-    return model(
-        input_ids=batch.tokens,
-        attention_mask=batch.attention,
-        position_ids=positions,
-        logits_to_keep=batch.mask.shape[1] + 1,
-        use_cache=False,
-    ).logits[:, :-1]
+    inputs = {"input_ids": batch.tokens, "logits_to_keep": R + 1, "use_cache": False}
+    # A token sees those before it only: padding on the right needs no mask, and no mask is faster.
+    if not bool(batch.attention[:, :-R].all()):
+        inputs |= {"attention_mask": batch.attention, "position_ids": positions(batch.attention)}
+    return model(**inputs).logits[:, :-1]
 
 
 def response_logprobs(model: nn.Module, batch: Batch, *, temperature: float = 1.0) -> Float[Tensor, "B R"]:

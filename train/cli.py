@@ -1,8 +1,9 @@
-"""The command line: ``python -m train run | resume | eval``."""
+"""The command line: ``python -m train run | resume | eval | report``."""
 
 import sys
 import tomllib
 from collections.abc import Sequence
+from itertools import takewhile
 from pathlib import Path
 from typing import Any
 
@@ -16,12 +17,14 @@ from train.preset import convert, load, presets
 USAGE = """usage: python -m train run PRESET [--key value ...]
        python -m train resume FOLDER [--steps N]
        python -m train eval MODEL FILE [--key value ...]
+       python -m train report FOLDER [FOLDER ...] [--out FOLDER]
 
 run trains a policy. PRESET is a TOML file or one of: {presets}.
 Every key of the preset can be changed: --seed 1 --steps 5 --optimizer.learning-rate 1e-4
 `python -m train run PRESET --help` lists the keys with their meaning and their values in that preset.
 resume goes on with a run that stopped, from its last intact checkpoint.
-eval draws responses from any Hugging Face folder to the problems of a file, and prints Mean@k and Pass@k."""
+eval draws responses from any Hugging Face folder to the problems of a file, and prints Mean@k and Pass@k.
+report draws the curves of several runs, seeds of one configuration as their mean, into report/report.html and .png."""
 
 
 def main(arguments: Sequence[str]) -> int:
@@ -41,7 +44,9 @@ def main(arguments: Sequence[str]) -> int:
     command, *rest = words
     try:
         # Importing transformers takes seconds: a misspelt command or key is answered before.
-        return Table("command", {"run": _run, "resume": _resume, "eval": _eval})[command](rest, asks_help)
+        return Table("command", {"run": _run, "resume": _resume, "eval": _eval, "report": _report})[command](
+            rest, asks_help
+        )
     except ValueError as error:
         print(f"train: {_line(error)}", file=sys.stderr)
         return 2
@@ -99,6 +104,19 @@ def _eval(rest: Sequence[str], asks_help: bool) -> int:
     console = Console()
     for name, accuracy in ((f"Mean@{config.k}", found.mean_at_k), (f"Pass@{config.k}", found.pass_at_k)):
         console.print(f"{name} {accuracy}", highlight=False, soft_wrap=True)
+    return 0
+
+
+def _report(rest: Sequence[str], asks_help: bool) -> int:
+    folders = list(takewhile(lambda word: not word.startswith("-"), rest))
+    options = overrides(rest[len(folders) :]) if len(rest) > len(folders) else {}
+    known = Table("key", {"out": "report"})
+    for key in options:
+        known[key]
+    from train.watching.report import report
+
+    page = report([Path(folder) for folder in folders], Path(str(options.get("out", known["out"]))))
+    Console().print(f"written to {page} and {page.with_suffix('.png')}", highlight=False, soft_wrap=True)
     return 0
 
 

@@ -42,7 +42,7 @@ def build_optimizer(model: nn.Module, settings: OptimizerConfig | WarmStartConfi
 
         rule: torch.optim.Optimizer = AdamWScheduleFree(parameters, warmup_steps=settings.warm_up, **given)
         return Optimizer(parameters, rule, 0, settings.learning_rate, settings.max_grad_norm)
-    rule = torch.optim.AdamW(parameters, **given)
+    rule = torch.optim.AdamW(parameters, fused=True, **given)
     return Optimizer(
         parameters, rule, settings.warm_up, settings.learning_rate, getattr(settings, "max_grad_norm", 1.0)
     )

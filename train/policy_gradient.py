@@ -128,15 +128,18 @@ def improve(
     size = config.optimizer.prompts * config.rollout.samples
     budget, temperature = config.optimizer.micro_tokens, config.rollout.temperature
     chosen = [slice(first, first + size) for first in range(0, len(rollout.right), size)]
-    with clock("seconds_old"):
-        old = [logprobs(state.model, rollout.batch.rows(rows), budget, temperature) for rows in chosen]
-    check_batch(torch.cat(old), torch.cat(old), None, rollout.advantage, rollout.batch.mask)
+    old: list[Tensor | None] = [None]
+    # A single mini-batch is on-policy: the pass that its gradient takes gives log π_old.
+    if len(chosen) > 1 or state.optimizer.averages:
+        with clock("seconds_old"):
+            old = [logprobs(state.model, rollout.batch.rows(rows), budget, temperature) for rows in chosen]
+        check_batch(torch.cat(old), torch.cat(old), None, rollout.advantage, rollout.batch.mask)
     if state.optimizer.averages:
         state.optimizer.rule.train()
     steps: list[dict[str, float]] = []
     for rows, logp_old in zip(chosen, old, strict=True):
         batch, advantage = rollout.batch.rows(rows), rollout.advantage[rows]
-        logp_ref = None  # π_ref = π_old
+        logp_ref = None
         if state.reference is not None:
             with clock("seconds_reference"):
                 logp_ref = logprobs(state.reference, batch, budget, temperature)
@@ -179,7 +182,7 @@ def logprobs(model: PreTrainedModel, batch: Batch, budget: int, temperature: flo
 def accumulate(
     model: PreTrainedModel,
     batch: Batch,
-    logp_old: Float[Tensor, "B R"],
+    logp_old: Float[Tensor, "B R"] | None,
     logp_ref: Float[Tensor, "B R"] | None,
     advantage: Float[Tensor, "B"],
     recipe: Recipe,
@@ -187,6 +190,8 @@ def accumulate(
     temperature: float,
 ) -> dict[str, float]:
     """Add the gradient of a mini-batch's loss to the parameters', in micro-batches with one denominator.
+
+    Where logp_old is None, π_old = π_θ; where logp_ref is None, π_ref = π_old.
 
     Returns:
         The loss, the mean of each metric over the mini-batch, the largest ``ratio_max``, the entropy and the drift.
@@ -202,7 +207,7 @@ def accumulate(
         seen.append((logp.detach(), token_entropy(logits.detach(), temperature=temperature)))
         loss, metrics = recipe(
             logp,
-            logp_old[rows],
+            logp.detach() if logp_old is None else logp_old[rows],
             None if logp_ref is None else logp_ref[rows],
             advantage[rows],
             part.mask,
@@ -215,10 +220,11 @@ def accumulate(
     total = sum(samples for samples, _ in parts)
     means = {name: sum(n * metrics[name] for n, metrics in parts) / total for name in parts[0][1]}
     logp, entropy = (torch.cat(of_parts) for of_parts in zip(*seen, strict=True))
+    old = logp if logp_old is None else logp_old
     return {
         "loss": loss_of_all,
         **means,
         "ratio_max": max(metrics["ratio_max"] for _, metrics in parts),
         "entropy": entropy[batch.mask != 0].mean().item(),
-        **drift(logp, logp_old, logp_old if logp_ref is None else logp_ref, batch.mask),
+        **drift(logp, old, old if logp_ref is None else logp_ref, batch.mask),
     }

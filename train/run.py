@@ -27,6 +27,7 @@ from train.problems.tasks import Task, arithmetic, encode, read_split
 from train.rollout import transcripts
 from train.saving.checkpoint import load as load_snapshot
 from train.saving.checkpoint import save
+from train.saving.durable import replace
 from train.saving.snapshot import restore, snapshot
 from train.seeds import derive
 from train.warm_start import warm_start
@@ -155,9 +156,10 @@ def run(job: Job, console: Console) -> Result:
     warn = partial(console.print, highlight=False, soft_wrap=True)
     found = load_snapshot(folder / "checkpoints", warn=warn)
     if found is None:
-        _write_inputs(job)
+        _write_problems(job)
     else:
         _same_run(found.state, job)
+    replace(folder / "config.toml", dump(config).encode())
     for journal in (METRICS, TRANSCRIPTS):
         keep(folder / journal, lambda row: found is not None and _is_done(row, found.step, config))
     name, choices = f"{config.name}-seed{config.seed}", dataclasses.asdict(config)
@@ -242,12 +244,11 @@ def _is_done(row: dict[str, Any], step: int, config: Config) -> bool:
     return row["phase"] == "warm_start" or row["step"] <= step
 
 
-def _write_inputs(job: Job) -> None:
-    folder = job.config.folder
-    (folder / "config.toml").write_text(dump(job.config), encoding="utf-8")
+def _write_problems(job: Job) -> None:
     for name, problems in job.generated.items():
-        (folder / "data").mkdir(exist_ok=True)
-        write(folder / "data" / f"{name}.parquet", problems)
+        folder = job.config.folder / "data"
+        folder.mkdir(exist_ok=True)
+        write(folder / f"{name}.parquet", problems)
 
 
 def _same_run(kept: dict[str, Any], job: Job) -> None:

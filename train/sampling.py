@@ -1,15 +1,22 @@
-"""Responses drawn from the policy by transformers. Another engine is another function with this signature."""
+"""Responses drawn from the policy, token by token. Another engine is another function with this signature."""
 
 from collections.abc import Sequence
+from typing import Any
 
 import torch
-from transformers import GenerationConfig, PreTrainedModel, PreTrainedTokenizerFast
+from jaxtyping import Float, Int
+from torch import Tensor
+from transformers import DynamicCache, PreTrainedModel, PreTrainedTokenizerFast
+from transformers.cache_utils import DynamicLayer
 
-from train.batch import Ids, pack
+from train.batch import Ids, pack, positions
 from train.seeds import derive
 
+SPARE = 128
+"""Tokens that keys and values get room for whenever they are moved."""
 
-@torch.no_grad()
+
+@torch.inference_mode()
 def sample(
     model: PreTrainedModel,
     tokenizer: PreTrainedTokenizerFast,
@@ -25,7 +32,7 @@ def sample(
     Args:
         model: the policy.
         tokenizer: names the padding and end-of-text tokens.
-        prompts: token ids of each prompt; repeat one to draw from it again.
+        prompts: token ids of each prompt; one that is repeated is read once.
         max_tokens: the longest response.
         temperature: divides the logits, > 0.
         seed: the same seed draws the same responses, and the caller's random state stays as it was.
@@ -34,26 +41,96 @@ def sample(
     Returns:
         Token ids of each response, up to and including its end-of-text token if it has one.
     """
-    if 0 < at_once < len(prompts):
-        parts = [prompts[first : first + at_once] for first in range(0, len(prompts), at_once)]
-        words = {"max_tokens": max_tokens, "temperature": temperature}
-        return [
-            said
-            for number, part in enumerate(parts)
-            for said in sample(model, tokenizer, part, seed=derive(seed, "part", number), **words)
-        ]
-    batch = pack(prompts, [()] * len(prompts), tokenizer.pad_token_id)
-    settings = GenerationConfig(
-        do_sample=True,
-        temperature=temperature,
-        top_k=0,  # the library's default is 50
-        top_p=1.0,
-        max_new_tokens=max_tokens,
-        pad_token_id=tokenizer.pad_token_id,
-        eos_token_id=tokenizer.eos_token_id,
-    )
-    with torch.random.fork_rng():
-        torch.manual_seed(seed)
-        full = model.generate(batch.tokens, attention_mask=batch.attention, generation_config=settings)
-    drawn = full[:, batch.tokens.shape[1] :].tolist()
-    return [ids[: ids.index(tokenizer.eos_token_id) + 1] if tokenizer.eos_token_id in ids else ids for ids in drawn]
+    size, end = at_once or len(prompts), tokenizer.eos_token_id
+    drawn: list[list[int]] = []
+    for first in range(0, len(prompts), size):
+        random = torch.Generator().manual_seed(derive(seed, "part", first))
+        part = prompts[first : first + size]
+        drawn += _draw(model, part, tokenizer.pad_token_id, end, max_tokens, temperature, random).tolist()
+    return [ids[: ids.index(end) + 1] if end in ids else ids for ids in drawn]
+
+
+def _draw(
+    model: PreTrainedModel,
+    prompts: Sequence[Ids],
+    pad: int,
+    end: int,
+    max_tokens: int,
+    temperature: float,
+    random: torch.Generator,
+) -> Int[Tensor, "B R"]:
+    """Return responses, with anything behind their ends.
+
+    Each row has a uniform number of its own at each step, whichever rows are left: no row depends on another.
+    """
+    distinct = list(dict.fromkeys(map(tuple, prompts)))
+    batch = pack(distinct, [()] * len(distinct), pad)
+    cache = DynamicCache(config=model.config)
+    cache.layers = [_Roomy() if type(layer) is DynamicLayer else layer for layer in cache.layers]
+    seen, new = batch.attention, batch.tokens
+    row_of = {prompt: row for row, prompt in enumerate(distinct)}
+    rows = torch.tensor([row_of[tuple(prompt)] for prompt in prompts])
+    alive, going = torch.arange(len(prompts)), torch.ones(len(prompts), dtype=torch.bool)
+    drawn = torch.full((len(prompts), max_tokens), end)
+    for step in range(max_tokens):
+        # Without padding there is nothing to mask, and the model counts by itself.
+        padded = (
+            {} if bool(seen.all()) else {"attention_mask": seen, "position_ids": positions(seen)[:, -new.shape[1] :]}
+        )
+        logits = model(input_ids=new, past_key_values=cache, use_cache=True, logits_to_keep=1, **padded).logits[:, -1]
+        if step == 0:
+            logits, seen = logits[rows], _take(cache, seen, rows)
+        uniform = torch.rand(len(prompts), generator=random, dtype=torch.float64)
+        token = inverse_cdf(logits.float() / temperature, uniform[alive])
+        drawn[alive, step] = token
+        going &= token != end
+        if not bool(going.any()):
+            break
+        # Dropping the rows that have ended copies all others: worth it once they are a quarter.
+        if going.sum() <= 0.75 * len(going):
+            seen = _take(cache, seen, going.nonzero().squeeze(1))
+            alive, token, going = alive[going], token[going], going[going]
+        new, seen = token[:, None], torch.cat([seen, torch.ones_like(seen[:, :1])], dim=1)
+    return drawn
+
+
+def _take(cache: DynamicCache, seen: Int[Tensor, "B T"], rows: Int[Tensor, "N"]) -> Int[Tensor, "N T"]:
+    cache.batch_select_indices(rows)
+    return seen[rows]
+
+
+def inverse_cdf(logits: Float[Tensor, "B V"], uniform: Float[Tensor, "B"]) -> Int[Tensor, "B"]:
+    """Return the first token at which the cumulative probability exceeds a uniform number in [0, 1).
+
+    A token of probability zero is never returned; where a logit is NaN, any token is.
+    """
+    cumulative = logits.softmax(-1).cumsum(-1, dtype=torch.float64)
+    total = cumulative[:, -1:]
+    below = torch.minimum(uniform[:, None] * total, torch.nextafter(total, torch.zeros_like(total)))
+    return torch.searchsorted(cumulative, below, right=True).squeeze(1).clamp(max=logits.shape[-1] - 1)
+
+
+class _Roomy(DynamicLayer):
+    """Keys and values with room to spare, so that a new token does not move all that came before it."""
+
+    def update(self, key_states: Tensor, value_states: Tensor, *args: Any, **kwargs: Any) -> tuple[Tensor, Tensor]:
+        """Append the states of new tokens; return all."""
+        if self.is_initialized:
+            self.keys, self.values = _append(self.keys, key_states), _append(self.values, value_states)
+        else:
+            self.lazy_initialization(key_states, value_states)
+            self.keys, self.values = key_states, value_states
+        return self.keys, self.values
+
+
+def _append(held: Float[Tensor, "B H T D"], new: Float[Tensor, "B H N D"]) -> Float[Tensor, "B H M D"]:
+    """Return both, in the storage of what is held if that has room."""
+    B, H, length, D = held.shape
+    end = length + new.shape[2]
+    if held.stride(1) // held.stride(2) >= end:
+        both = held.as_strided((B, H, end, D), held.stride())
+    else:
+        both = held.new_empty(B, H, end + SPARE, D)[:, :, :end]
+        both[:, :, :length] = held
+    both[:, :, length:] = new
+    return both

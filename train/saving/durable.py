@@ -15,6 +15,15 @@ def write(path: Path, data: bytes) -> None:
             os.posix_fadvise(file.fileno(), 0, 0, os.POSIX_FADV_DONTNEED)
 
 
+def replace(path: Path, data: bytes) -> None:
+    """Write a file that is either as it was or as it should be, whenever this is interrupted."""
+    fresh = hidden(path)
+    fresh.unlink(missing_ok=True)
+    write(fresh, data)
+    os.replace(fresh, path)
+    sync(path.parent)
+
+
 def sync(folder: Path) -> None:
     """Wait until the names in a folder are on the disk."""
     descriptor = os.open(folder, os.O_RDONLY | os.O_DIRECTORY)

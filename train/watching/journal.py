@@ -1,12 +1,13 @@
 """Files of one JSON line a row, which a kill harms by half a line at most."""
 
-import os
 from collections.abc import Callable, Iterator
 from contextlib import suppress
 from pathlib import Path
 from typing import Any
 
 import msgspec
+
+from train.saving.durable import replace
 
 Row = dict[str, Any]
 
@@ -28,6 +29,4 @@ def rows(path: Path) -> Iterator[Row]:
 def keep(path: Path, wanted: Callable[[Row], bool]) -> None:
     """Drop the rows that are not wanted, and half a line at the end."""
     text = b"".join(msgspec.json.encode(row) + b"\n" for row in rows(path) if wanted(row))
-    fresh = path.with_suffix(".tmp")
-    fresh.write_bytes(text)
-    os.replace(fresh, path)
+    replace(path, text)
