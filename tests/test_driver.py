@@ -10,6 +10,7 @@ import signal
 import subprocess
 import sys
 import time
+from pathlib import Path
 from types import SimpleNamespace
 
 import pytest
@@ -371,3 +372,132 @@ def test_killed_at_random_moments_it_ends_the_same(tmp_path, seed):
     assert rows(killed) == rows(whole)
     names = ("model.safetensors", "config.json")
     assert all((killed / "model" / name).read_bytes() == (whole / "model" / name).read_bytes() for name in names)
+
+
+def may_mount():
+    words = ["unshare", "-rm", "true"]
+    return shutil.which("unshare") is not None and subprocess.run(words, capture_output=True).returncode == 0
+
+
+FULL = """
+import io, json, subprocess, sys
+from contextlib import redirect_stderr
+import train.run
+from tests.test_driver import OK, command, main
+train.run.verify = lambda recipe: OK
+disk, told = sys.argv[1], []
+subprocess.run(["mount", "-t", "tmpfs", "-o", "size=64k", "tmpfs", disk], check=True)
+words = command(f"{disk}/run", "--steps", "4")
+for size in range(128, 4096, 64):
+    err = io.StringIO()
+    with redirect_stderr(err):
+        code = main(words)
+    told.append([code, err.getvalue()])
+    if code == 0:
+        break
+    subprocess.run(["mount", "-o", f"remount,size={size}k", disk], check=True)
+    words = ["resume", f"{disk}/run"]
+subprocess.run(["cp", "-r", f"{disk}/run", sys.argv[2]], check=True)
+print(json.dumps(told))
+"""
+
+
+@pytest.mark.slow
+@pytest.mark.skipif(not may_mount(), reason="may not mount a small disk")
+def test_on_a_disk_that_fills_up_again_and_again_it_ends_the_same(tmp_path):
+    """Each time a little room is made, and the run goes on; it never ends otherwise than with one line."""
+    whole, disk, found = tmp_path / "whole", tmp_path / "disk", tmp_path / "found"
+    assert main(command(whole, "--steps", "4")) == 0
+    disk.mkdir()
+    words = ["unshare", "-rm", sys.executable, "-c", FULL, str(disk), str(found)]
+    done = subprocess.run(words, capture_output=True, text=True, cwd=Path(__file__).parents[1])
+    assert done.returncode == 0, done.stderr
+    told = json.loads(done.stdout.splitlines()[-1])
+    failures = [line for code, line in told if code]
+    assert len(failures) > 3 and told[-1] == [0, ""]
+    assert all(line.startswith("train: ") and line.count("\n") == 1 for line in failures), failures
+    assert sum("No space left on device" in line for line in failures) > 3, failures
+    assert rows(found) == rows(whole)
+    assert (found / "model/model.safetensors").read_bytes() == (whole / "model/model.safetensors").read_bytes()
+
+
+# Models that exist
+
+
+def test_a_run_goes_on_from_another_run_s_model(tmp_path, capsys):
+    assert main(command(tmp_path / "start", "--steps", "0")) == 0
+    start = tmp_path / "start"
+    assert not (start / "curves.png").exists()
+    path = tmp_path / "mine.toml"
+    path.write_text(
+        f"""name = "mine"
+recipe = "grpo"
+steps = 1
+eval_samples = 2
+[model]
+path = "{start}/model"
+[data]
+train = "{start}/data/train.parquet"
+test = "{start}/data/test.parquet"
+[warm_start]
+steps = 0
+batch = 1
+learning_rate = 1.0
+[rollout]
+prompts = 2
+samples = 2
+max_tokens = 4
+[optimizer]
+prompts = 2
+learning_rate = 1e-3
+"""
+    )
+    assert main(["run", str(path), "--run-dir", str(tmp_path / "run")]) == 0
+    before = [row for row in rows(tmp_path / "run") if row["phase"] == "evaluation"][0]
+    after = [row for row in rows(start) if row["phase"] == "evaluation"][-1]
+    assert before == after | {"step": 0}
+    capsys.readouterr()
+    for words, message in (
+        (["--model.path", str(tmp_path / "nowhere")], "there is no model at"),
+        (["--model.path", str(path)], "there is no model at"),
+        (["--model.path", "package:no-such-package"], "the package no-such-package is not installed; `pip install"),
+        (["--model.path", "package:numpy"], "the package numpy holds 0 .gguf files"),
+        (["--model.width", "32"], "whose shape is its own; leave out width"),
+        (["--model.context", "9999"], "model.context 9999 exceeds the 512 of"),
+    ):
+        assert main(["run", str(path), "--run-dir", str(tmp_path / "no"), *words]) == 2
+        assert message in capsys.readouterr().err
+    path.write_text(path.read_text().replace(f'path = "{start}/model"', "width = 32"))
+    assert main(["run", str(path)]) == 2
+    assert "a random model lacks mlp_width, layers, heads, key_value_heads" in capsys.readouterr().err
+
+
+@pytest.mark.slow
+def test_smollm2_takes_a_few_steps(tmp_path):
+    pytest.importorskip("gguf")
+    folder = tmp_path / "run"
+    words = "--steps 2 --warm-start.steps 3 --rollout.prompts 4 --optimizer.prompts 2 --data.test-problems 8".split()
+    assert main(["run", "cpu_smollm2", *words, "--checkpoint-every", "1", "--run-dir", str(folder)]) == 0
+    steps = [row for row in rows(folder) if row["phase"] == "policy_gradient"]
+    assert len(steps) == 2 and all(0.9 < row["ratio_mean"] < 1.1 and row["skipped_steps"] == 0 for row in steps)
+    config = json.loads((folder / "model" / "config.json").read_text())
+    assert config["model_type"] == "llama" and "quantization_config" not in config
+    test = str(folder / "data" / "test.parquet")
+    assert main(["eval", str(folder / "model"), test, "--k", "1", "--max-tokens", "4", "--rule", "exact"]) == 0
+
+
+def test_report_from_the_command_line(tmp_path, capsys):
+    for seed in ("0", "1"):
+        assert main(command(tmp_path / seed, "--steps", "1", "--seed", seed)) == 0
+    capsys.readouterr()
+    folders = [str(tmp_path / seed) for seed in ("0", "1")]
+    assert main(["report", *folders, "--out", str(tmp_path / "report")]) == 0
+    assert capsys.readouterr().out.startswith("written to ")
+    assert {path.name for path in (tmp_path / "report").iterdir()} == {"report.png", "report.html"}
+    for words, message in (
+        (["report"], "no run's folder is given"),
+        (["report", *folders, "--ot", "x"], "unknown key 'ot'; the nearest are out"),
+        (["report", str(tmp_path)], "config.toml"),
+    ):
+        assert main(words) == 2
+        assert message in capsys.readouterr().err

@@ -86,6 +86,10 @@ def _carry_out(job: Any) -> int:
     except (CheckpointError, Diverged) as error:
         print(f"train: {_line(error)}", file=sys.stderr)
         return 1
+    except OSError as error:
+        folder = job.config.folder
+        print(f"train: {reason(error)}; mend that, then `resume {folder}` goes on, if it has begun", file=sys.stderr)
+        return 1
     held_out = f"on {len(job.test)} held-out problems, mean of {job.config.eval_samples} samples each"
     console.print(f"accuracy {result.before} → {result.after} {held_out}", highlight=False, soft_wrap=True)
     console.print(f"written to {job.config.folder}/", highlight=False, soft_wrap=True)

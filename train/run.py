@@ -28,6 +28,7 @@ from train.rollout import transcripts
 from train.saving.checkpoint import load as load_snapshot
 from train.saving.checkpoint import save
 from train.saving.durable import replace
+from train.saving.export import export
 from train.saving.snapshot import restore, snapshot
 from train.seeds import derive
 from train.warm_start import warm_start
@@ -142,6 +143,8 @@ def run(job: Job, console: Console) -> Result:
     Raises:
         ValueError: the checkpoint is of another configuration or of other problems; problems run out.
         Diverged: the gradient was not finite several times in a row.
+        CheckpointError: a checkpoint or the model cannot be written.
+        OSError: nor can metrics; the last checkpoint is intact.
     """
     config, folder = job.config, job.config.folder
     console.print(job.verdict, highlight=False, soft_wrap=True)
@@ -199,8 +202,7 @@ def run(job: Job, console: Console) -> Result:
                 save_state()
         after, row = _evaluation(state, job, checker)
         log("evaluation", config.steps, row)
-        for part in (model, job.tokenizer):
-            part.save_pretrained(folder / "model")
+        export(folder / "model", model, job.tokenizer)
         history = [row for row in rows(folder / METRICS) if row["phase"] == "policy_gradient"]
         if history:
             draw_curves(history, before, after, config, folder / "curves.png")

@@ -25,7 +25,7 @@ def follow(
     if not console.is_terminal:
         for number, row in enumerate(rows, start=1):
             if number * 10 // total > (number - 1) * 10 // total:
-                console.print(f"{what} {number}/{total}: {key} {row[key]:.3f}", highlight=False, soft_wrap=True)
+                console.print(f"{what} {number}/{total}: {_shown(row, key)}", highlight=False, soft_wrap=True)
             yield row
         return
     columns = (
@@ -39,5 +39,10 @@ def follow(
     with Progress(*columns, console=console) as bar:
         task = bar.add_task(what, total=total, shown="")
         for row in rows:
-            bar.update(task, advance=1, shown=f"{key} {row[key]:.3f}")
+            bar.update(task, advance=1, shown=_shown(row, key))
             yield row
+
+
+def _shown(row: dict[str, Any], key: str) -> str:
+    value = f"{key} {row[key]:.3f}"
+    return f"{value}, {row['tokens_per_second']:.0f} tok/s" if "tokens_per_second" in row else value
