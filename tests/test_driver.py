@@ -383,6 +383,7 @@ FULL = """
 import io, json, subprocess, sys
 from contextlib import redirect_stderr
 import train.run
+from pathlib import Path
 from tests.test_driver import OK, command, main
 train.run.verify = lambda recipe: OK
 disk, told = sys.argv[1], []
@@ -396,7 +397,8 @@ for size in range(128, 4096, 64):
     if code == 0:
         break
     subprocess.run(["mount", "-o", f"remount,size={size}k", disk], check=True)
-    words = ["resume", f"{disk}/run"]
+    if Path(disk, "run", "config.toml").exists():
+        words = ["resume", f"{disk}/run"]
 subprocess.run(["cp", "-r", f"{disk}/run", sys.argv[2]], check=True)
 print(json.dumps(told))
 """

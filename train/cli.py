@@ -79,6 +79,7 @@ def _carry_out(job: Any) -> int:
     from train.policy_gradient import Diverged
     from train.run import run
     from train.saving.checkpoint import CheckpointError
+    from train.saving.durable import reason
 
     console = Console()
     try:

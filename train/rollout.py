@@ -127,9 +127,9 @@ def draw(
         for group in range(size):
             if settings.filter and bool(same[:, group].any()):
                 continue
-            rows = slice(group * settings.samples, (group + 1) * settings.samples)
-            kept_tasks += repeated[rows]
-            kept_responses += responses[rows]
+            members = slice(group * settings.samples, (group + 1) * settings.samples)
+            kept_tasks += repeated[members]
+            kept_responses += responses[members]
             kept_right.append(right[group])
         if len(kept_right) >= settings.prompts:
             break

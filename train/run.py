@@ -158,11 +158,11 @@ def run(job: Job, console: Console) -> Result:
     )
     warn = partial(console.print, highlight=False, soft_wrap=True)
     found = load_snapshot(folder / "checkpoints", warn=warn)
-    if found is None:
-        _write_problems(job)
-    else:
+    if found is not None:
         _same_run(found.state, job)
     replace(folder / "config.toml", dump(config).encode())
+    if found is None:
+        _write_problems(job)
     for journal in (METRICS, TRANSCRIPTS):
         keep(folder / journal, lambda row: found is not None and _is_done(row, found.step, config))
     name, choices = f"{config.name}-seed{config.seed}", dataclasses.asdict(config)

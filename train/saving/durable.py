@@ -19,8 +19,11 @@ def replace(path: Path, data: bytes) -> None:
     """Write a file that is either as it was or as it should be, whenever this is interrupted."""
     fresh = hidden(path)
     fresh.unlink(missing_ok=True)
-    write(fresh, data)
-    os.replace(fresh, path)
+    try:
+        write(fresh, data)
+        os.replace(fresh, path)
+    finally:
+        fresh.unlink(missing_ok=True)
     sync(path.parent)
 
 
