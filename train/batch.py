@@ -68,7 +68,8 @@ def response_logits(model: nn.Module, batch: Batch) -> Float[Tensor, "B R V"]:
     # A token sees those before it only: padding on the right needs no mask, and no mask is faster.
     if not bool(batch.attention[:, :-R].all()):
         inputs |= {"attention_mask": batch.attention, "position_ids": positions(batch.attention)}
-    return model(**inputs).logits[:, :-1]
+    logits: Tensor = model(**inputs).logits
+    return logits[:, :-1]
 
 
 def response_logprobs(model: nn.Module, batch: Batch, *, temperature: float = 1.0) -> Float[Tensor, "B R"]:

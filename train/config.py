@@ -2,7 +2,7 @@
 
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Annotated, Literal
+from typing import Annotated, Literal, NamedTuple
 
 import msgspec
 
@@ -41,6 +41,16 @@ class DataConfig:
             raise ValueError(f"test is {self.test!r} but train is left out; name both, or neither")
 
 
+class Shape(NamedTuple):
+    """The sizes of a random model, as ModelConfig names them."""
+
+    width: int
+    mlp_width: int
+    layers: int
+    heads: int
+    key_value_heads: int
+
+
 @dataclass(frozen=True)
 class ModelConfig:
     """The policy, in float32: a model that exists, or a small one of the Qwen3 architecture with random weights.
@@ -66,7 +76,7 @@ class ModelConfig:
 
     def __post_init__(self) -> None:
         """Check that there is one model, and what divides what."""
-        sizes = {name: getattr(self, name) for name in ("width", "mlp_width", "layers", "heads", "key_value_heads")}
+        sizes = {name: getattr(self, name) for name in Shape._fields}
         given = [name for name, size in sizes.items() if size is not None]
         if self.path is not None:
             if given:
@@ -75,12 +85,16 @@ class ModelConfig:
         if len(given) < len(sizes):
             missing = ", ".join(name for name in sizes if name not in given)
             raise ValueError(f"a random model lacks {missing}; give all five sizes, or the path of a model")
-        if self.width % (2 * self.heads):
-            raise ValueError(
-                f"width {self.width} is not a multiple of 2 x heads = {2 * self.heads}; choose one that is"
-            )
-        if self.heads % self.key_value_heads:
-            raise ValueError(f"heads {self.heads} is not a multiple of key_value_heads {self.key_value_heads}")
+        width, heads, key_value_heads = self.shape.width, self.shape.heads, self.shape.key_value_heads
+        if width % (2 * heads):
+            raise ValueError(f"width {width} is not a multiple of 2 x heads = {2 * heads}; choose one that is")
+        if heads % key_value_heads:
+            raise ValueError(f"heads {heads} is not a multiple of key_value_heads {key_value_heads}")
+
+    @property
+    def shape(self) -> Shape:
+        """The five sizes of a random model; a model that has a path has none."""
+        return Shape(*(getattr(self, name) for name in Shape._fields))
 
 
 @dataclass(frozen=True)

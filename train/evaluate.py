@@ -6,7 +6,7 @@ from typing import NamedTuple
 import torch
 from jaxtyping import Float
 from torch import Tensor
-from transformers import PreTrainedModel, PreTrainedTokenizerFast
+from transformers import PreTrainedModel, PreTrainedTokenizerBase
 
 from rpg_ref import token_entropy
 from train.answering.checker import Checker
@@ -43,7 +43,7 @@ class Evaluation(NamedTuple):
 
 def evaluate(
     model: PreTrainedModel,
-    tokenizer: PreTrainedTokenizerFast,
+    tokenizer: PreTrainedTokenizerBase,
     checker: Checker,
     tasks: Sequence[Task],
     *,

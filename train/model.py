@@ -13,7 +13,7 @@ from transformers import (
     AutoModelForCausalLM,
     AutoTokenizer,
     PreTrainedModel,
-    PreTrainedTokenizerFast,
+    PreTrainedTokenizerBase,
     Qwen3Config,
     Qwen3ForCausalLM,
 )
@@ -22,7 +22,7 @@ from train.config import PACKAGE, ModelConfig
 from train.tokenizer import build_tokenizer
 
 
-def tokenizer_of(config: ModelConfig) -> PreTrainedTokenizerFast:
+def tokenizer_of(config: ModelConfig) -> PreTrainedTokenizerBase:
     """Return the model's own tokenizer, or for a random model that of one token a byte.
 
     Raises:
@@ -31,7 +31,7 @@ def tokenizer_of(config: ModelConfig) -> PreTrainedTokenizerFast:
     return build_tokenizer() if config.path is None else open_tokenizer(config.path)
 
 
-def build_model(config: ModelConfig, tokenizer: PreTrainedTokenizerFast, seed: int) -> PreTrainedModel:
+def build_model(config: ModelConfig, tokenizer: PreTrainedTokenizerBase, seed: int) -> PreTrainedModel:
     """Return the model in float32 and without dropout; the weights of a random one are drawn from the given seed.
 
     Raises:
@@ -46,7 +46,7 @@ def build_model(config: ModelConfig, tokenizer: PreTrainedTokenizerFast, seed: i
     return model
 
 
-def open_tokenizer(path: str) -> PreTrainedTokenizerFast:
+def open_tokenizer(path: str) -> PreTrainedTokenizerBase:
     """Read a tokenizer; one without a padding token pads with its end-of-text token.
 
     Args:
@@ -88,9 +88,10 @@ def open_model(path: str) -> PreTrainedModel:
     # What was quantised is float32 by now, but would still be saved as if it were not.
     config = copy.deepcopy(model.config)
     del config.quantization_config
-    plain = AutoModelForCausalLM.from_config(config, dtype=torch.float32)
+    plain: PreTrainedModel = AutoModelForCausalLM.from_config(config, dtype=torch.float32)
     plain.load_state_dict(model.state_dict())
-    return plain.eval()
+    plain.eval()
+    return plain
 
 
 @contextmanager
@@ -122,15 +123,16 @@ def _in_package(name: str) -> Path:
     return Path(str(package.locate_file(files[0])))
 
 
-def _random(config: ModelConfig, tokenizer: PreTrainedTokenizerFast, seed: int) -> Qwen3ForCausalLM:
-    shape = Qwen3Config(
+def _random(config: ModelConfig, tokenizer: PreTrainedTokenizerBase, seed: int) -> Qwen3ForCausalLM:
+    shape = config.shape
+    described = Qwen3Config(
         vocab_size=len(tokenizer),
-        hidden_size=config.width,
-        intermediate_size=config.mlp_width,
-        num_hidden_layers=config.layers,
-        num_attention_heads=config.heads,
-        num_key_value_heads=config.key_value_heads,
-        head_dim=config.width // config.heads,
+        hidden_size=shape.width,
+        intermediate_size=shape.mlp_width,
+        num_hidden_layers=shape.layers,
+        num_attention_heads=shape.heads,
+        num_key_value_heads=shape.key_value_heads,
+        head_dim=shape.width // shape.heads,
         max_position_embeddings=config.context,
         tie_word_embeddings=True,
         pad_token_id=tokenizer.pad_token_id,
@@ -139,7 +141,7 @@ def _random(config: ModelConfig, tokenizer: PreTrainedTokenizerFast, seed: int) 
     )
     with torch.random.fork_rng():
         torch.manual_seed(seed)
-        model = Qwen3ForCausalLM(shape).float().eval()
+        model: Qwen3ForCausalLM = Qwen3ForCausalLM(described).float().eval()
         for weight in model.parameters():
             if weight.ndim == 2:
                 # Variance 1/fan-in. The library's 0.02 suits wide models: here it learns several times slower.

@@ -1,6 +1,6 @@
 """One optimiser step: AdamW after a linear warm-up, a bounded gradient, and no step along a broken one."""
 
-from typing import NamedTuple
+from typing import Any, NamedTuple
 
 import torch
 from torch import nn
@@ -36,8 +36,8 @@ class Optimizer(NamedTuple):
 def build_optimizer(model: nn.Module, settings: OptimizerConfig | WarmStartConfig) -> Optimizer:
     """Return an optimiser whose learning rate grows linearly over the first ``warm_up`` steps, then stays."""
     parameters = list(model.parameters())
-    given = {"lr": settings.learning_rate, "betas": BETAS, "weight_decay": settings.weight_decay}
-    if getattr(settings, "kind", "adamw") == "schedule-free":
+    given: dict[str, Any] = {"lr": settings.learning_rate, "betas": BETAS, "weight_decay": settings.weight_decay}
+    if isinstance(settings, OptimizerConfig) and settings.kind == "schedule-free":
         from schedulefree import AdamWScheduleFree
 
         rule: torch.optim.Optimizer = AdamWScheduleFree(parameters, warmup_steps=settings.warm_up, **given)

@@ -8,7 +8,7 @@ from typing import Any
 import torch
 from jaxtyping import Float
 from torch import Tensor
-from transformers import PreTrainedModel, PreTrainedTokenizerFast
+from transformers import PreTrainedModel, PreTrainedTokenizerBase
 
 from rpg_ref import Recipe, ReferenceRule, ReferenceState, check_batch, token_entropy, token_logprobs
 from train.answering.checker import Checker
@@ -64,7 +64,7 @@ def begin(model: PreTrainedModel, config: Config) -> State:
 
 def train(
     state: State,
-    tokenizer: PreTrainedTokenizerFast,
+    tokenizer: PreTrainedTokenizerBase,
     checker: Checker,
     tasks: Sequence[Task],
     recipe: Recipe,
@@ -105,7 +105,7 @@ def train(
 def sampling(optimizer: Optimizer) -> None:
     """Put the weights to sample, evaluate and keep in place, where they are not those that the gradient is taken at."""
     if optimizer.averages:
-        optimizer.rule.eval()
+        optimizer.rule.eval()  # type: ignore[attr-defined]
 
 
 def reference_rule(settings: ReferenceConfig) -> ReferenceRule:
@@ -128,14 +128,14 @@ def improve(
     size = config.optimizer.prompts * config.rollout.samples
     budget, temperature = config.optimizer.micro_tokens, config.rollout.temperature
     chosen = [slice(first, first + size) for first in range(0, len(rollout.right), size)]
-    old: list[Tensor | None] = [None]
+    old: list[Tensor] | list[None] = [None]
     # A single mini-batch is on-policy: the pass that its gradient takes gives log π_old.
     if len(chosen) > 1 or state.optimizer.averages:
         with clock("seconds_old"):
             old = [logprobs(state.model, rollout.batch.rows(rows), budget, temperature) for rows in chosen]
         check_batch(torch.cat(old), torch.cat(old), None, rollout.advantage, rollout.batch.mask)
     if state.optimizer.averages:
-        state.optimizer.rule.train()
+        state.optimizer.rule.train()  # type: ignore[attr-defined]
     steps: list[dict[str, float]] = []
     for rows, logp_old in zip(chosen, old, strict=True):
         batch, advantage = rollout.batch.rows(rows), rollout.advantage[rows]

@@ -96,7 +96,7 @@ def _lines(table: dict[str, Any]) -> str:
 def _keys(kind: type, prefix: str = "") -> Iterator[str]:
     """Yield the dotted keys of a record and of the records in it."""
     for field in fields(kind):
-        if is_dataclass(field.type):
+        if isinstance(field.type, type) and is_dataclass(field.type):
             yield from _keys(field.type, f"{prefix}{field.name}.")
         else:
             yield prefix + field.name

@@ -1,12 +1,12 @@
 """What is drawn from π_old and how it is judged: groups of responses, their rewards, their advantages."""
 
 from collections.abc import Sequence
-from typing import Any, NamedTuple
+from typing import Any, NamedTuple, cast
 
 import torch
 from jaxtyping import Float
 from torch import Tensor
-from transformers import PreTrainedModel, PreTrainedTokenizerFast
+from transformers import PreTrainedModel, PreTrainedTokenizerBase
 
 from rpg_ref import Recipe, advantages
 from train.answering.checker import Checker
@@ -52,24 +52,24 @@ def overlong(lengths: Float[Tensor, "B"], settings: RolloutConfig) -> Float[Tens
     return -settings.overlong_penalty * into.clamp(0, 1)
 
 
-def has_ended(tokenizer: PreTrainedTokenizerFast, response: Sequence[int]) -> bool:
+def has_ended(tokenizer: PreTrainedTokenizerBase, response: Sequence[int]) -> bool:
     """Say whether a response was ended by the policy."""
     return bool(response) and response[-1] == tokenizer.eos_token_id
 
 
 def judge(
-    tokenizer: PreTrainedTokenizerFast, checker: Checker, responses: Sequence[Sequence[int]], tasks: Sequence[Task]
+    tokenizer: PreTrainedTokenizerBase, checker: Checker, responses: Sequence[list[int]], tasks: Sequence[Task]
 ) -> Float[Tensor, "B"]:
     """Return 1 for each response that ended and is right by the checker's rule, else 0."""
     ended = [has_ended(tokenizer, said) for said in responses]
-    pairs = [(tokenizer.decode(said[:-1]), task.answer) for said, task in zip(responses, tasks, strict=True)]
+    pairs = [(cast(str, tokenizer.decode(said[:-1])), task.answer) for said, task in zip(responses, tasks, strict=True)]
     right = iter(checker.check([pair for pair, done in zip(pairs, ended, strict=True) if done]))
     return torch.tensor([float(done and next(right)) for done in ended])
 
 
 def draw(
     model: PreTrainedModel,
-    tokenizer: PreTrainedTokenizerFast,
+    tokenizer: PreTrainedTokenizerBase,
     checker: Checker,
     tasks: Sequence[Task],
     recipe: Recipe,
@@ -153,7 +153,7 @@ def draw(
 
 
 def transcripts(
-    rollout: Rollout, tokenizer: PreTrainedTokenizerFast, samples: int, number: int
+    rollout: Rollout, tokenizer: PreTrainedTokenizerBase, samples: int, number: int
 ) -> list[dict[str, Any]]:
     """Return, of the first ``number`` groups of so many samples, the first response as text, and what it earned."""
     return [

@@ -2,15 +2,15 @@
 
 import dataclasses
 import hashlib
-from collections.abc import Iterator
+from collections.abc import Iterator, Mapping
 from functools import partial
 from pathlib import Path
-from typing import Any, NamedTuple
+from typing import Any, NamedTuple, cast
 
 import msgspec
 import torch
 from rich.console import Console
-from transformers import PreTrainedTokenizerFast
+from transformers import PreTrainedTokenizerBase
 from transformers.utils import logging
 
 from rpg_ref import BASELINES, RECIPES, Recipe
@@ -24,7 +24,7 @@ from train.preset import dump, load
 from train.problems.arithmetic import generate
 from train.problems.files import write
 from train.problems.tasks import Task, arithmetic, encode, read_split
-from train.rollout import transcripts
+from train.rollout import Rollout, transcripts
 from train.saving.checkpoint import load as load_snapshot
 from train.saving.checkpoint import save
 from train.saving.durable import replace
@@ -49,7 +49,7 @@ class Job(NamedTuple):
     config: Config
     recipe: Recipe
     verdict: str
-    tokenizer: PreTrainedTokenizerFast
+    tokenizer: PreTrainedTokenizerBase
     train: list[Task]
     test: list[Task]
     generated: dict[str, list[dict[str, Any]]]
@@ -194,7 +194,8 @@ def run(job: Job, console: Console) -> Result:
         left = config.steps - state.step
         for row in follow(training, config.recipe, left, "accuracy", console):
             log("policy_gradient", state.step, row)
-            for said in transcripts(state.rollout, job.tokenizer, config.rollout.samples, config.transcripts):
+            rollout = cast(Rollout, state.rollout)  # train leaves it there before it yields
+            for said in transcripts(rollout, job.tokenizer, config.rollout.samples, config.transcripts):
                 append(folder / TRANSCRIPTS, {"phase": "policy_gradient", "step": state.step, **said})
             if _evaluates_after(state.step, config):
                 log("evaluation", state.step, _evaluation(state, job, checker)[1])
@@ -242,8 +243,8 @@ def _evaluates_after(step: int, config: Config) -> bool:
 def _is_done(row: dict[str, Any], step: int, config: Config) -> bool:
     """Say whether a row is of what a checkpoint of that step has behind it, rather than of what will be done again."""
     if row["phase"] == "evaluation":
-        return row["step"] == 0 or row["step"] <= step and _evaluates_after(row["step"], config)
-    return row["phase"] == "warm_start" or row["step"] <= step
+        return bool(row["step"] == 0 or row["step"] <= step and _evaluates_after(row["step"], config))
+    return bool(row["phase"] == "warm_start" or row["step"] <= step)
 
 
 def _write_problems(job: Job) -> None:
@@ -253,7 +254,7 @@ def _write_problems(job: Job) -> None:
         write(folder / f"{name}.parquet", problems)
 
 
-def _same_run(kept: dict[str, Any], job: Job) -> None:
+def _same_run(kept: Mapping[str, Any], job: Job) -> None:
     """Refuse a checkpoint of another run, and say in what it differs."""
     then, now = msgspec.toml.decode(kept["config"].encode()), msgspec.toml.decode(dump(job.config).encode())
     changed = [

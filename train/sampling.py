@@ -6,7 +6,7 @@ from typing import Any
 import torch
 from jaxtyping import Float, Int
 from torch import Tensor
-from transformers import DynamicCache, PreTrainedModel, PreTrainedTokenizerFast
+from transformers import DynamicCache, PreTrainedModel, PreTrainedTokenizerBase
 from transformers.cache_utils import DynamicLayer
 
 from train.batch import Ids, pack, positions
@@ -19,7 +19,7 @@ SPARE = 128
 @torch.inference_mode()
 def sample(
     model: PreTrainedModel,
-    tokenizer: PreTrainedTokenizerFast,
+    tokenizer: PreTrainedTokenizerBase,
     prompts: Sequence[Ids],
     *,
     max_tokens: int,
@@ -112,6 +112,10 @@ def inverse_cdf(logits: Float[Tensor, "B V"], uniform: Float[Tensor, "B"]) -> In
 
 class _Roomy(DynamicLayer):
     """Keys and values with room to spare, so that a new token does not move all that came before it."""
+
+    # The base class has None for both until there are any.
+    keys: Tensor
+    values: Tensor
 
     def update(self, key_states: Tensor, value_states: Tensor, *args: Any, **kwargs: Any) -> tuple[Tensor, Tensor]:
         """Append the states of new tokens; return all."""

@@ -4,7 +4,7 @@ from collections.abc import Sequence
 
 from tokenizers import Tokenizer, decoders, pre_tokenizers
 from tokenizers.models import BPE
-from transformers import PreTrainedTokenizerFast
+from transformers import PreTrainedTokenizerBase, PreTrainedTokenizerFast
 
 from train.problems.files import Message
 
@@ -36,12 +36,13 @@ def build_tokenizer() -> PreTrainedTokenizerFast:
     )
 
 
-def prompt_ids(tokenizer: PreTrainedTokenizerFast, prompt: Sequence[Message], limit: int) -> list[int]:
+def prompt_ids(tokenizer: PreTrainedTokenizerBase, prompt: Sequence[Message], limit: int) -> list[int]:
     """Return the ids of a conversation up to where the assistant speaks; a longer one loses its beginning."""
     text = tokenizer.apply_chat_template([vars(turn) for turn in prompt], add_generation_prompt=True, tokenize=False)
-    return tokenizer(text, add_special_tokens=False)["input_ids"][-limit:]
+    ids: list[int] = tokenizer(text, add_special_tokens=False)["input_ids"]
+    return ids[-limit:]
 
 
-def answer_ids(tokenizer: PreTrainedTokenizerFast, answer: str) -> list[int]:
+def answer_ids(tokenizer: PreTrainedTokenizerBase, answer: str) -> list[int]:
     """Return the ids of a response that is this answer, its end-of-text token included."""
     return [*tokenizer(answer, add_special_tokens=False)["input_ids"], tokenizer.eos_token_id]

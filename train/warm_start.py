@@ -5,7 +5,7 @@ import time
 from collections.abc import Iterator, Sequence
 from typing import Any
 
-from transformers import PreTrainedModel, PreTrainedTokenizerFast
+from transformers import PreTrainedModel, PreTrainedTokenizerBase
 
 from rpg_ref import aggregate
 from train.batch import pack, response_logprobs
@@ -17,7 +17,7 @@ from train.tokenizer import answer_ids
 
 
 def warm_start(
-    model: PreTrainedModel, tokenizer: PreTrainedTokenizerFast, tasks: Sequence[Task], config: Config
+    model: PreTrainedModel, tokenizer: PreTrainedTokenizerBase, tasks: Sequence[Task], config: Config
 ) -> Iterator[dict[str, Any]]:
     """Maximise the likelihood of demonstrated answers, and yield metrics after each optimiser step."""
     settings = config.warm_start

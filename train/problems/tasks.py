@@ -2,9 +2,9 @@
 
 import random
 from collections.abc import Sequence
-from typing import Any, NamedTuple, TypeVar
+from typing import Any, NamedTuple, TypeVar, cast
 
-from transformers import PreTrainedTokenizerFast
+from transformers import PreTrainedTokenizerBase
 
 from train.config import Config, DataConfig
 from train.problems.files import Problem, parse, read
@@ -36,10 +36,16 @@ def arithmetic(rows: dict[str, list[dict[str, Any]]]) -> Split:
 def read_split(data: DataConfig) -> Split:
     """Read the problems; without a test file the last ``test_problems`` of the training file are held out.
 
+    Args:
+        data: names a training file.
+
+    Returns:
+        Both parts.
+
     Raises:
         ValueError: a file is unreadable, a problem stands in both, or none would be left to train on.
     """
-    train = read(data.train)
+    train = read(cast(str, data.train))
     if data.test is None:
         if data.test_problems >= len(train):
             few = f"{data.train} has {len(train)} distinct problems, too few to hold out {data.test_problems}"
@@ -53,7 +59,7 @@ def read_split(data: DataConfig) -> Split:
     return Split(train, test)
 
 
-def encode(problems: Sequence[Problem], tokenizer: PreTrainedTokenizerFast, config: Config) -> list[Task]:
+def encode(problems: Sequence[Problem], tokenizer: PreTrainedTokenizerBase, config: Config) -> list[Task]:
     """Put prompts into token ids.
 
     Raises:

@@ -148,8 +148,8 @@ def restore_optimizer(optimizer: torch.optim.Optimizer, tensors: Mapping[str, Te
     state = {int(at.removeprefix("state.")): row for at, row in rows.items() if at.startswith("state.")}
     optimizer.load_state_dict({"state": state, "param_groups": groups})
     parameters = [parameter for group in optimizer.param_groups for parameter in group["params"]]
-    for index, row in state.items():
-        now = optimizer.state[parameters[index]]
+    for number, row in state.items():
+        now = optimizer.state[parameters[number]]
         for key, saved in row.items():
             # load_state_dict casts to the parameter's dtype, and keeps the very tensor where that changes nothing.
             if isinstance(saved, Tensor):

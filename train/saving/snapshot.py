@@ -1,5 +1,6 @@
 """A run's state as tensors and JSON, and back: what a checkpoint holds."""
 
+from collections.abc import Mapping
 from typing import Any
 
 from torch import Tensor
@@ -53,6 +54,6 @@ def _weights(model: Any) -> dict[str, Tensor]:
     return {name: weight.detach() for name, weight in model.named_parameters()}
 
 
-def _fill(model: Any, weights: dict[str, Tensor]) -> None:
+def _fill(model: Any, weights: Mapping[str, Tensor]) -> None:
     for name, weight in model.named_parameters():
         weight.data.copy_(weights[name])

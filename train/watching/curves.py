@@ -1,6 +1,6 @@
 """The picture of a run: reward, KL and clip fraction over steps, with held-out accuracy before and after."""
 
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -53,7 +53,8 @@ def _reward(
     _line(panel, steps, history, "reward", "mean reward of the rollouts (±1)", BLUE)
     panel.set(ylabel="reward", ylim=(-1.05, 1.05), yticks=(-1, -0.5, 0, 0.5, 1))
     # Reward 2·accuracy − 1: one panel, two scales.
-    right = panel.secondary_yaxis("right", functions=(lambda r: (r + 1) / 2, lambda a: 2 * a - 1))
+    scales: tuple[Callable[[Any], Any], Callable[[Any], Any]] = (lambda r: (r + 1) / 2, lambda a: 2 * a - 1)
+    right = panel.secondary_yaxis("right", functions=scales)
     right.set(ylabel="accuracy", yticks=(0, 0.25, 0.5, 0.75, 1))
     for x, accuracy, name, colour in ((0, before, "before", RED), (steps[-1], after, "after", GREEN)):
         label = f"held-out accuracy {name}: {accuracy}"

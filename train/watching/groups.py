@@ -26,7 +26,7 @@ class Group(NamedTuple):
 
     label: str
     settings: dict[str, Any]
-    runs: Sequence[Run]
+    runs: list[Run]
 
 
 class Estimate(NamedTuple):

@@ -9,7 +9,7 @@ from contextlib import contextmanager
 from html import escape
 from pathlib import Path
 from textwrap import fill
-from typing import NamedTuple
+from typing import Any, NamedTuple
 
 import matplotlib
 from matplotlib.axes import Axes
@@ -223,7 +223,7 @@ def _line(axes: Axes, points: dict[int, Estimate | None], stroke: Stroke, panel:
     means = [panel.scale * point.mean if point else nan for point in points.values()]
     errors = [panel.scale * point.error if point and point.error is not None else nan for point in points.values()]
     width = 1.5 if len(steps) <= MOST_THICK else 0.8
-    style = {"color": stroke.colour, "dashes": stroke.dashes or (None, None), "linewidth": width}
+    style: dict[str, Any] = {"color": stroke.colour, "dashes": stroke.dashes or (None, None), "linewidth": width}
     if panel.phase == "evaluation":
         axes.errorbar(steps, means, errors, **style, elinewidth=1.2, capsize=2.5, marker="o", markersize=4)
         return
