@@ -24,7 +24,9 @@ def draw_curves(
     figure = Figure(figsize=(7.5, sum(heights) + 1), layout="constrained", dpi=160)
     panels = figure.subplots(len(heights), 1, sharex=True, height_ratios=heights)
     _reward(panels[0], steps, history, before, after)
-    _line(panels[1], steps, history, "reverse_kl", r"KL$(\pi_\theta\,\|\,\pi_{\mathrm{old}})$, reverse", BLUE)
+    reference = "old" if config.reference.replace == "rollout" else "ref"
+    reverse = rf"KL$(\pi_\theta\,\|\,\pi_{{\mathrm{{{reference}}}}})$, reverse"
+    _line(panels[1], steps, history, "reverse_kl", reverse, BLUE)
     _line(panels[1], steps, history, "forward_kl_old", r"KL$(\pi_{\mathrm{old}}\,\|\,\pi_\theta)$, forward", ORANGE)
     panels[1].set(ylabel="KL [nats per token]")
     if clips:
