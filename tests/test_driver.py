@@ -24,11 +24,12 @@ from train.batch import pack
 from train.cli import main
 from train.config import ModelConfig, RolloutConfig
 from train.evaluate import summarise
-from train.model import build_model
+from train.model import build_model, open_model
 from train.policy_gradient import Diverged, accumulate, begin, improve, logprobs, reference_rule
-from train.preset import load
+from train.preset import dump, load
 from train.problems.tasks import Task, deal, deal_from
-from train.rollout import Rollout, draw, overlong
+from train.rollout import Rollout, draw, judge, overlong
+from train.saving.durable import alone
 from train.tokenizer import answer_ids, build_tokenizer
 from train.watching.clock import Clock
 
@@ -312,6 +313,61 @@ def test_a_changed_configuration_is_refused(tmp_path, capsys, words, message):
     assert before == {path: path.read_bytes() for path in folder.rglob("*") if path.is_file()}
 
 
+def test_an_evaluation_is_neither_lost_nor_done_twice(tmp_path, capsys):
+    folder = tmp_path / "run"
+
+    def evaluated():
+        return [row["step"] for row in rows(folder) if row["phase"] == "evaluation"]
+
+    assert main(command(folder, "--eval-every", "1")) == 0 and evaluated() == [0, 1, 2, 3, 4]
+    assert main(["resume", str(folder), "--eval-every", "0"]) == 0 and evaluated() == [0, 1, 2, 3, 4]
+    assert main(["resume", str(folder), "--steps", "2"]) == 2
+    assert "steps is 2 but 4 are done" in capsys.readouterr().err
+    assert main(["resume", str(folder), "--steps", "5"]) == 0 and evaluated() == [0, 1, 2, 3, 5]
+    assert main(["resume", str(folder), "--steps", "6", "--eval-every", "5"]) == 0
+    assert evaluated() == [0, 1, 2, 3, 5, 6]
+    assert main(command(tmp_path / "start", "--steps", "0")) == 0
+    assert main(["resume", str(tmp_path / "start")]) == 0
+    assert [row["step"] for row in rows(tmp_path / "start") if row["phase"] == "evaluation"] == [0]
+
+
+def test_two_processes_do_not_work_in_one_folder(tmp_path, capsys):
+    folder = tmp_path / "run"
+    assert main(command(folder, "--steps", "1")) == 0
+    before = (folder / "metrics.jsonl").read_bytes()
+    with alone(folder):
+        assert main(["resume", str(folder), "--steps", "2"]) == 2
+    assert "another process is at work in" in capsys.readouterr().err
+    assert (folder / "metrics.jsonl").read_bytes() == before
+    assert main(["resume", str(folder), "--help"]) == 0 and "usage" in capsys.readouterr().out
+    assert (folder / "metrics.jsonl").read_bytes() == before
+
+
+def test_a_name_of_any_letters_comes_back(tmp_path):
+    config = load("cpu_tiny", {"name": 'a"b\\c\x7f\n🙂é'})
+    (tmp_path / "config.toml").write_bytes(dump(config).encode())
+    assert load(str(tmp_path / "config.toml"), {}) == config
+
+
+def test_a_broken_policy_ends_the_run_and_says_what_to_do(tmp_path, capsys):
+    assert main(command(tmp_path / "run", "--optimizer.learning-rate", "1e6")) == 1
+    assert "begin a new run with a lower optimizer.learning_rate" in capsys.readouterr().err
+
+
+def test_a_model_with_a_state_of_its_own_is_refused(tmp_path, tokenizer):
+    from transformers import MambaConfig, MambaForCausalLM
+
+    MambaForCausalLM(MambaConfig(vocab_size=262, hidden_size=8, num_hidden_layers=1)).save_pretrained(tmp_path)
+    with pytest.raises(ValueError, match="pass a model that is attention alone"):
+        open_model(str(tmp_path))
+
+
+def test_an_id_that_only_the_model_knows_is_no_answer(tokenizer):
+    four, six = answer_ids(tokenizer, "46")[:2]
+    said = [[four, six, 257], [four, len(tokenizer) + 3, six, 257]]
+    assert judge(tokenizer, Checker("exact"), said, [Task([1], "46")] * 2).tolist() == [1, 0]
+
+
 def test_other_problems_are_refused(tmp_path, capsys):
     folder = tmp_path / "run"
     problems = [
@@ -468,7 +524,7 @@ learning_rate = 1e-3
         (["--model.path", "package:no-such-package"], "the package no-such-package is not installed; `pip install"),
         (["--model.path", "package:numpy"], "the package numpy holds 0 .gguf files"),
         (["--model.width", "32"], "whose shape is its own; leave out width"),
-        (["--model.context", "9999"], "model.context 9999 exceeds the 512 of"),
+        (["--model.context", "9999"], "9999 tokens, prompt and response, exceed the 512 of"),
     ):
         assert main(["run", str(path), "--run-dir", str(tmp_path / "no"), *words]) == 2
         assert message in capsys.readouterr().err

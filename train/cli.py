@@ -47,7 +47,7 @@ def main(arguments: Sequence[str]) -> int:
         return Table("command", {"run": _run, "resume": _resume, "eval": _eval, "report": _report})[command](
             rest, asks_help
         )
-    except ValueError as error:
+    except (ValueError, OSError) as error:
         print(f"train: {_line(error)}", file=sys.stderr)
         return 2
 
@@ -68,6 +68,9 @@ def _run(rest: Sequence[str], asks_help: bool) -> int:
 
 
 def _resume(rest: Sequence[str], asks_help: bool) -> int:
+    if asks_help:
+        print(USAGE.format(presets=", ".join(presets())))
+        return 0
     if not rest or rest[0].startswith("-"):
         raise ValueError("resume needs a run's folder first, such as runs/cpu_tiny-seed0")
     from train.run import prepare_again
@@ -113,6 +116,9 @@ def _eval(rest: Sequence[str], asks_help: bool) -> int:
 
 
 def _report(rest: Sequence[str], asks_help: bool) -> int:
+    if asks_help:
+        print(USAGE.format(presets=", ".join(presets())))
+        return 0
     folders = list(takewhile(lambda word: not word.startswith("-"), rest))
     options = overrides(rest[len(folders) :]) if len(rest) > len(folders) else {}
     known = Table("key", {"out": "report"})

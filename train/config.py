@@ -187,14 +187,14 @@ class ReferenceConfig:
         replace: at every rollout (π_ref = π_old), every some optimiser steps (steps), when the moving average of
             KL(π_θ‖π_ref) exceeds kappa (kl), or never.
         every: optimiser steps, where replace is steps.
-        kappa: nats a token, where replace is kl.
+        kappa: nats a sample of the recipe's level, a token for most, where replace is kl.
         decay: of the moving average.
     """
 
     replace: Literal["rollout", "steps", "kl", "never"] = "rollout"
     every: Count = 160
     kappa: Positive = 0.01
-    decay: Share = 0.9
+    decay: Annotated[float, msgspec.Meta(ge=0, lt=1)] = 0.9
 
 
 @dataclass(frozen=True)

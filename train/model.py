@@ -12,6 +12,8 @@ import torch
 from transformers import (
     AutoModelForCausalLM,
     AutoTokenizer,
+    DynamicCache,
+    GenerationConfig,
     PreTrainedModel,
     PreTrainedTokenizerBase,
     Qwen3Config,
@@ -40,10 +42,19 @@ def build_model(config: ModelConfig, tokenizer: PreTrainedTokenizerBase, seed: i
     if config.path is None:
         return _random(config, tokenizer, seed)
     model = open_model(config.path)
-    longest = getattr(model.config, "max_position_embeddings", config.context)
-    if config.context > longest:
-        raise ValueError(f"model.context {config.context} exceeds the {longest} of {config.path}; lower it")
+    check_length(model, config.context, config.path)
     return model
+
+
+def check_length(model: PreTrainedModel, length: int, path: str) -> None:
+    """Refuse sequences longer than the model is made for.
+
+    Raises:
+        ValueError: they are.
+    """
+    longest = getattr(model.config, "max_position_embeddings", None) or length
+    if length > longest:
+        raise ValueError(f"{length} tokens, prompt and response, exceed the {longest} of {path}; lower the limits")
 
 
 def open_tokenizer(path: str) -> PreTrainedTokenizerBase:
@@ -83,6 +94,11 @@ def open_model(path: str) -> PreTrainedModel:
     # Reading a .gguf file draws a bar of its own.
     with _reading(path) as source, redirect_stderr(StringIO()):
         model = AutoModelForCausalLM.from_pretrained(**source, dtype=torch.float32)
+    layers = DynamicCache(config=model.config).layers
+    if getattr(model, "_is_stateful", False) or not all(hasattr(layer, "batch_select_indices") for layer in layers):
+        raise ValueError(f"{path} keeps a state besides keys and values; pass a model that is attention alone")
+    # What a folder says of sampling is not used here, and what is invalid there could not be saved.
+    model.generation_config = GenerationConfig.from_model_config(model.config)
     if not hasattr(model.config, "quantization_config"):
         return model
     # What was quantised is float32 by now, but would still be saved as if it were not.

@@ -48,6 +48,12 @@ def build_optimizer(model: nn.Module, settings: OptimizerConfig | WarmStartConfi
     )
 
 
+def learning_rate(optimizer: Optimizer) -> float:
+    """Return that of the last step."""
+    group = optimizer.rule.param_groups[0]
+    return float(group.get("scheduled_lr", group["lr"]))
+
+
 def step(optimizer: Optimizer, taken: int) -> float:
     """Descend along the gradients and return their norm; where that is not finite, the weights stay as they are.
 

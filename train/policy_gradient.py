@@ -14,7 +14,7 @@ from rpg_ref import Recipe, ReferenceRule, ReferenceState, check_batch, token_en
 from train.answering.checker import Checker
 from train.batch import Batch, response_logits, response_logprobs
 from train.config import Config, ReferenceConfig
-from train.optim import Optimizer, build_optimizer, step
+from train.optim import Optimizer, build_optimizer, learning_rate, step
 from train.problems.tasks import Task
 from train.rollout import Rollout, draw
 from train.watching.clock import Clock
@@ -22,6 +22,7 @@ from train.watching.metrics import drift
 
 FATAL = 3
 """Gradients in a row that are not finite, after which the run ends."""
+REMEDY = "begin a new run with a lower optimizer.learning_rate or a longer warm_up"
 
 
 class Diverged(RuntimeError):
@@ -96,7 +97,7 @@ def train(
             "response_length": lengths.double().mean().item(),
             "truncated": 1 - rollout.ended.mean().item(),
             **metrics,
-            "learning_rate": state.optimizer.rule.param_groups[0]["lr"],
+            "learning_rate": learning_rate(state.optimizer),
             "tokens_per_second": int(lengths.sum()) / clock.seconds["seconds"],
             **clock.seconds,
         }
@@ -133,7 +134,7 @@ def improve(
     if len(chosen) > 1 or state.optimizer.averages:
         with clock("seconds_old"):
             old = [logprobs(state.model, rollout.batch.rows(rows), budget, temperature) for rows in chosen]
-        check_batch(torch.cat(old), torch.cat(old), None, rollout.advantage, rollout.batch.mask)
+        _check(torch.cat(old), rollout, state.step)
     if state.optimizer.averages:
         state.optimizer.rule.train()  # type: ignore[attr-defined]
     steps: list[dict[str, float]] = []
@@ -154,8 +155,7 @@ def improve(
             state.skipped_in_a_row += 1
             if state.skipped_in_a_row >= FATAL:
                 raise Diverged(
-                    f"the gradient was not finite {FATAL} times in a row, in rollout batch {state.step + 1}; lower "
-                    "optimizer.learning_rate, or resume from the last checkpoint with other data"
+                    f"the gradient was not finite {FATAL} times in a row, in rollout batch {state.step + 1}; {REMEDY}"
                 )
     taken = [metrics for metrics in steps if metrics["grad_norm"] < float("inf")]
     means = {name: sum(m[name] for m in taken) / len(taken) if taken else None for name in steps[0]}
@@ -163,6 +163,13 @@ def improve(
         "ratio_max": max((m["ratio_max"] for m in taken), default=None),
         "skipped_steps": len(steps) - len(taken),
     }
+
+
+def _check(logp_old: Float[Tensor, "B R"], rollout: Rollout, number: int) -> None:
+    try:
+        check_batch(logp_old, logp_old, None, rollout.advantage, rollout.batch.mask)
+    except ValueError as error:
+        raise Diverged(f"the policy is broken before rollout batch {number + 1} ({error}); {REMEDY}") from error
 
 
 def _replace_reference(state: State, rule: ReferenceRule, token_kl: float) -> None:

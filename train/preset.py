@@ -90,7 +90,11 @@ def dump(config: Config) -> str:
 
 def _lines(table: dict[str, Any]) -> str:
     # JSON's strings, numbers and booleans are TOML's too.
-    return "".join(f"{key} = {json.dumps(value)}\n" for key, value in table.items() if value is not None)
+    return "".join(f"{key} = {_toml(value)}\n" for key, value in table.items() if value is not None)
+
+
+def _toml(value: Any) -> str:
+    return json.dumps(value, ensure_ascii=False).replace("\x7f", "\\u007f")
 
 
 def _keys(kind: type, prefix: str = "") -> Iterator[str]:

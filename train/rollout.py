@@ -61,7 +61,8 @@ def judge(
     tokenizer: PreTrainedTokenizerBase, checker: Checker, responses: Sequence[list[int]], tasks: Sequence[Task]
 ) -> Float[Tensor, "B"]:
     """Return 1 for each response that ended and is right by the checker's rule, else 0."""
-    ended = [has_ended(tokenizer, said) for said in responses]
+    # Ids that only the model knows are left out when decoding: what holds one is not the answer.
+    ended = [has_ended(tokenizer, said) and max(said) < len(tokenizer) for said in responses]
     pairs = [(cast(str, tokenizer.decode(said[:-1])), task.answer) for said, task in zip(responses, tasks, strict=True)]
     right = iter(checker.check([pair for pair, done in zip(pairs, ended, strict=True) if done]))
     return torch.tensor([float(done and next(right)) for done in ended])

@@ -4,6 +4,7 @@ import dataclasses
 import hashlib
 from collections.abc import Iterator, Mapping
 from functools import partial
+from importlib.util import find_spec
 from pathlib import Path
 from typing import Any, NamedTuple, cast
 
@@ -25,9 +26,9 @@ from train.problems.arithmetic import generate
 from train.problems.files import write
 from train.problems.tasks import Task, arithmetic, encode, read_split
 from train.rollout import Rollout, transcripts
+from train.saving.checkpoint import Snapshot, save
 from train.saving.checkpoint import load as load_snapshot
-from train.saving.checkpoint import save
-from train.saving.durable import replace
+from train.saving.durable import alone, replace
 from train.saving.export import export
 from train.saving.snapshot import restore, snapshot
 from train.seeds import derive
@@ -111,6 +112,9 @@ def prepare_again(folder: Path, overrides: dict[str, Any]) -> Job:
 
 def _checked(config: Config) -> tuple[Recipe, str]:
     check_loggers(config.loggers)
+    Checker(config.data.rule)
+    if config.optimizer.kind == "schedule-free" and find_spec("schedulefree") is None:
+        raise ValueError("optimizer.kind is schedule-free, whose package is missing; pip install schedulefree")
     recipe = RECIPES[config.recipe]
     if config.beta is not None:
         recipe = dataclasses.replace(recipe, beta=config.beta)
@@ -146,6 +150,11 @@ def run(job: Job, console: Console) -> Result:
         CheckpointError: a checkpoint or the model cannot be written.
         OSError: nor can metrics; the last checkpoint is intact.
     """
+    with alone(job.config.folder):
+        return _run(job, console)
+
+
+def _run(job: Job, console: Console) -> Result:
     config, folder = job.config, job.config.folder
     console.print(job.verdict, highlight=False, soft_wrap=True)
     logging.disable_progress_bar()
@@ -160,11 +169,13 @@ def run(job: Job, console: Console) -> Result:
     found = load_snapshot(folder / "checkpoints", warn=warn)
     if found is not None:
         _same_run(found.state, job)
+        if found.step > config.steps:
+            raise ValueError(f"steps is {config.steps} but {found.step} are done; give more, or leave it out")
     replace(folder / "config.toml", dump(config).encode())
     if found is None:
         _write_problems(job)
     for journal in (METRICS, TRANSCRIPTS):
-        keep(folder / journal, lambda row: found is not None and _is_done(row, found.step, config))
+        keep(folder / journal, lambda row: found is not None and _is_done(row, found, config))
     name, choices = f"{config.name}-seed{config.seed}", dataclasses.asdict(config)
     with Checker(config.data.rule) as checker, open_loggers(config.loggers, folder, name, choices, warn) as show:
 
@@ -201,8 +212,10 @@ def run(job: Job, console: Console) -> Result:
                 log("evaluation", state.step, _evaluation(state, job, checker)[1])
             if state.step % config.checkpoint_every == 0 or state.step == config.steps:
                 save_state()
-        after, row = _evaluation(state, job, checker)
-        log("evaluation", config.steps, row)
+        after = before
+        if config.steps:
+            after, row = _evaluation(state, job, checker)
+            log("evaluation", config.steps, row)
         export(folder / "model", model, job.tokenizer)
         history = [row for row in rows(folder / METRICS) if row["phase"] == "policy_gradient"]
         if history:
@@ -240,11 +253,17 @@ def _evaluates_after(step: int, config: Config) -> bool:
     return config.eval_every > 0 and step % config.eval_every == 0 and step < config.steps
 
 
-def _is_done(row: dict[str, Any], step: int, config: Config) -> bool:
-    """Say whether a row is of what a checkpoint of that step has behind it, rather than of what will be done again."""
-    if row["phase"] == "evaluation":
-        return bool(row["step"] == 0 or row["step"] <= step and _evaluates_after(row["step"], config))
-    return bool(row["phase"] == "warm_start" or row["step"] <= step)
+def _is_done(row: dict[str, Any], found: Snapshot, config: Config) -> bool:
+    """Say whether a row is of what a checkpoint has behind it, rather than of what will be done again.
+
+    The evaluation at the end is done again, or left out where the run has become longer and none is due there.
+    """
+    if row["phase"] == "warm_start":
+        return True
+    then = msgspec.toml.decode(found.state["config"].encode())
+    at_the_end = row["phase"] == "evaluation" and row["step"] == then["steps"] > 0
+    at_the_end = at_the_end and not _evaluates_after(row["step"], config)
+    return bool(row["step"] <= found.step and not at_the_end)
 
 
 def _write_problems(job: Job) -> None:

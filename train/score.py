@@ -5,7 +5,7 @@ from transformers.utils import logging
 from train.answering.checker import Checker
 from train.config import EvalConfig
 from train.evaluate import Evaluation, evaluate
-from train.model import open_model, open_tokenizer
+from train.model import check_length, open_model, open_tokenizer
 from train.problems.files import read
 from train.problems.tasks import Task
 from train.seeds import derive
@@ -30,6 +30,7 @@ def score(config: EvalConfig) -> Evaluation:
     tasks = [
         Task(prompt_ids(tokenizer, problem.prompt, config.max_prompt_tokens), problem.answer) for problem in problems
     ]
+    check_length(model, max(len(task.prompt) for task in tasks) + config.max_tokens, config.model)
     with Checker(config.rule) as checker:
         return evaluate(
             model,

@@ -1,7 +1,10 @@
 """Files and folders that are on the disk once a function returns, and that never vanish by halves."""
 
+import fcntl
 import os
 import shutil
+from collections.abc import Iterator
+from contextlib import contextmanager
 from pathlib import Path
 
 
@@ -25,6 +28,23 @@ def replace(path: Path, data: bytes) -> None:
     finally:
         fresh.unlink(missing_ok=True)
     sync(path.parent)
+
+
+@contextmanager
+def alone(folder: Path) -> Iterator[None]:
+    """Let one process at a time work in a folder; one that is killed lets go.
+
+    Raises:
+        ValueError: another process is at work there.
+    """
+    descriptor = os.open(folder, os.O_RDONLY | os.O_DIRECTORY)
+    try:
+        fcntl.flock(descriptor, fcntl.LOCK_EX | fcntl.LOCK_NB)
+        yield
+    except BlockingIOError as error:
+        raise ValueError(f"another process is at work in {folder}; wait for its end, or stop it") from error
+    finally:
+        os.close(descriptor)
 
 
 def sync(folder: Path) -> None:

@@ -25,6 +25,8 @@ def export(folder: Path, *parts: Part) -> None:
         CheckpointError: the disk is full or does not take it.
     """
     fresh = hidden(folder.with_name(f"{folder.name}.new"))
+    for left in folder.parent.glob(f".{folder.name}.new.*.tmp"):
+        shutil.rmtree(left, ignore_errors=True)
     try:
         for part in parts:
             part.save_pretrained(fresh)

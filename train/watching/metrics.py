@@ -30,7 +30,7 @@ EVALUATION = {
     "length": Metric("tokens", "Mean length of those responses, the end included."),
     "entropy": Metric("nats", "Entropy of π_θ at a token of those responses, at the sampling temperature, averaged."),
     "reverse_kl_start": Metric(
-        "nats", "KL(π_θ‖π_start) of a whole response: over the vocabulary exactly, along responses of π_θ."
+        "nats", "KL(π_θ‖π_start) of a response, exact over the vocabulary, along own responses; if π_ref stays."
     ),
     "seconds": Metric("s", "Time it took."),
 }
@@ -54,12 +54,14 @@ POLICY_GRADIENT = {
     "grad_norm": Metric("", "Norm of the gradient before it is clipped."),
     "learning_rate": Metric("", "Of the last optimiser step."),
     "skipped_steps": Metric("", "Optimiser steps left out because the gradient was not finite."),
-    "ratio_mean": Metric("", "Mean of w = π_θ/π_old over tokens: about 1."),
+    "ratio_mean": Metric("", "Mean of w = π_θ/π_old over samples: about 1."),
     "ratio_p99": Metric("", "99th percentile of w over the tokens of a mini-batch, averaged over mini-batches."),
     "ratio_max": Metric("", "Largest w of the step."),
     "ess": Metric("", "Effective sample size (Σw)²/(n·Σw²) of the n tokens of a mini-batch: 1 on-policy."),
-    "reverse_kl": Metric("nats", "Estimate of KL(π_θ‖π_ref) a token, weighted by w: unbiased off-policy."),
-    "forward_kl_old": Metric("nats", "Estimate of KL(π_old‖π_θ) a token."),
+    "reverse_kl": Metric(
+        "nats", "Estimate of KL(π_θ‖π_ref) a sample, weighted by w: unbiased at the prefixes of π_old."
+    ),
+    "forward_kl_old": Metric("nats", "Estimate of KL(π_old‖π_θ) a sample."),
     "k1": Metric("nats", "Mean of log(π_θ/π_ref) over tokens drawn from π_old: what trainers log as the KL."),
     "k2": Metric("nats", "Mean of ½·log²(π_θ/π_ref) over the same tokens."),
     "k3": Metric("nats", "Mean of y − 1 − log y, y = π_ref/π_θ, over the same tokens."),
@@ -83,8 +85,12 @@ Each line of a run's `metrics.jsonl` has a `phase`, a `step` and the keys below;
 A number that is not finite is `null`. The steps of `evaluation` and `policy_gradient` are rollout batches.
 
 Under `policy_gradient`, `entropy`, `loss`, `grad_norm` and all from `ratio_mean` to `below_bound` are means over the
-step's optimiser steps that were taken (`ratio_max`: the largest). w = π_θ/π_old is 1 at the first of them, so these
-means are smaller than what the last one sees. The shares of a clip or a bound are there only if the recipe has one.
+step's optimiser steps that were taken (`ratio_max`: the largest). At the first of them w = π_θ/π_old is 1, so ratios,
+divergences and shares of clips are less extreme than what the last one sees; with schedule-free, whose gradient is
+taken elsewhere than where it samples, not even the first is 1. `ratio_mean`, `ratio_max`, `reverse_kl`,
+`forward_kl_old` and the shares are over samples of the recipe's level: tokens for most, responses for some.
+`ratio_p99`, `ess`, `k1`, `k2` and `k3` are over tokens for all. The shares of a clip or a bound are there only if the
+recipe has one.
 
 What each of k1, k2 and k3 estimates, and what its gradient is, are two questions: see [one idea](one-idea.md) and
 [errata](errata.md). `reverse_kl` is the one to read off-policy.
