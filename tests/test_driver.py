@@ -239,8 +239,9 @@ def test_mean_and_pass_at_k():
     right = torch.tensor([[1, 0, 0, 0], [0, 0, 0, 0], [1, 1, 1, 1], [0, 1, 1, 0]]).float()
     mean_at_k, pass_at_k = summarise(right)
     assert mean_at_k.mean == pytest.approx(7 / 16) and pass_at_k.mean == 0.75
-    assert pass_at_k.stderr == pytest.approx((0.75 * 0.25 / 4) ** 0.5)
-    assert mean_at_k.stderr == pytest.approx(torch.tensor([0.25, 0, 1, 0.5]).std(correction=0).item() / 2)
+    assert pass_at_k.stderr == pytest.approx((0.75 * 0.25 / 3) ** 0.5)
+    assert mean_at_k.stderr == pytest.approx(torch.tensor([0.25, 0, 1, 0.5]).std().item() / 2)
+    assert math.isnan(summarise(right[:1])[0].stderr), "one problem tells nothing of the others"
 
 
 def test_eval_of_a_run_s_model(tmp_path, capsys):
@@ -329,6 +330,16 @@ def test_an_evaluation_is_neither_lost_nor_done_twice(tmp_path, capsys):
     assert main(command(tmp_path / "start", "--steps", "0")) == 0
     assert main(["resume", str(tmp_path / "start")]) == 0
     assert [row["step"] for row in rows(tmp_path / "start") if row["phase"] == "evaluation"] == [0]
+
+
+def test_a_run_that_lost_its_checkpoints_is_not_begun_anew(tmp_path, capsys):
+    folder = tmp_path / "run"
+    assert main(command(folder, "--steps", "1")) == 0
+    before = (folder / "metrics.jsonl").read_bytes()
+    shutil.rmtree(folder / "checkpoints")
+    assert main(["resume", str(folder)]) == 2
+    assert "has rollout batches in metrics.jsonl but no checkpoint" in capsys.readouterr().err
+    assert (folder / "metrics.jsonl").read_bytes() == before
 
 
 def test_two_processes_do_not_work_in_one_folder(tmp_path, capsys):

@@ -119,4 +119,5 @@ def spread(
 
 
 def _accuracy(of_problem: Float[Tensor, "N"]) -> Accuracy:
-    return Accuracy(of_problem.mean().item(), of_problem.std(correction=0).item() / len(of_problem) ** 0.5)
+    error = of_problem.std().item() / len(of_problem) ** 0.5 if len(of_problem) > 1 else float("nan")
+    return Accuracy(of_problem.mean().item(), error)

@@ -35,7 +35,7 @@ from train.seeds import derive
 from train.warm_start import warm_start
 from train.watching.clock import Clock
 from train.watching.curves import draw_curves
-from train.watching.journal import append, keep, rows
+from train.watching.journal import append, flush, keep, rows
 from train.watching.loggers import check_loggers, open_loggers
 from train.watching.progress import follow
 
@@ -171,6 +171,8 @@ def _run(job: Job, console: Console) -> Result:
         _same_run(found.state, job)
         if found.step > config.steps:
             raise ValueError(f"steps is {config.steps} but {found.step} are done; give more, or leave it out")
+    elif any(row["phase"] == "policy_gradient" for row in rows(folder / METRICS)):
+        raise ValueError(f"{folder} has rollout batches in {METRICS} but no checkpoint; begin anew in another folder")
     replace(folder / "config.toml", dump(config).encode())
     if found is None:
         _write_problems(job)
@@ -185,6 +187,8 @@ def _run(job: Job, console: Console) -> Result:
             show(row)
 
         def save_state() -> None:
+            for journal in (METRICS, TRANSCRIPTS):
+                flush(folder / journal)
             save(folder / "checkpoints", snapshot(state, config, job.problems, before))
 
         if found is None:

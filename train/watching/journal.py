@@ -1,5 +1,6 @@
 """Files of one JSON line a row, which a kill harms by half a line at most."""
 
+import os
 from collections.abc import Callable, Iterator
 from contextlib import suppress
 from pathlib import Path
@@ -16,6 +17,12 @@ def append(path: Path, row: Row) -> None:
     """Write one more line; what is not finite becomes null."""
     with path.open("ab") as file:
         file.write(msgspec.json.encode(row) + b"\n")
+
+
+def flush(path: Path) -> None:
+    """Wait until the lines are on the disk: what comes after them may build on them."""
+    with path.open("ab") as file:
+        os.fsync(file.fileno())
 
 
 def rows(path: Path) -> Iterator[Row]:
