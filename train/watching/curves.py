@@ -1,6 +1,6 @@
-"""The picture of a run: reward, KL and clip fraction over steps, with held-out accuracy before and after."""
+"""The picture of a run: accuracy, KL and clip fraction over steps, with held-out accuracy before and after."""
 
-from collections.abc import Callable, Sequence
+from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
@@ -23,7 +23,7 @@ def draw_curves(
     heights = (3, 2, 2) if clips else (3, 2)
     figure = Figure(figsize=(7.5, sum(heights) + 1), layout="constrained", dpi=160)
     panels = figure.subplots(len(heights), 1, sharex=True, height_ratios=heights)
-    _reward(panels[0], steps, history, before, after)
+    _accuracy(panels[0], steps, history, before, after)
     reference = "old" if config.reference.replace == "rollout" else "ref"
     reverse = rf"KL$(\pi_\theta\,\|\,\pi_{{\mathrm{{{reference}}}}})$, reverse"
     _line(panels[1], steps, history, "reverse_kl", reverse, BLUE)
@@ -49,19 +49,14 @@ def draw_curves(
     figure.savefig(path)
 
 
-def _reward(
+def _accuracy(
     panel: Axes, steps: Sequence[int], history: Sequence[dict[str, Any]], before: Accuracy, after: Accuracy
 ) -> None:
-    _line(panel, steps, history, "reward", "mean reward of the rollouts (±1)", BLUE)
-    panel.set(ylabel="reward", ylim=(-1.05, 1.05), yticks=(-1, -0.5, 0, 0.5, 1))
-    # Reward 2·accuracy − 1: one panel, two scales.
-    scales: tuple[Callable[[Any], Any], Callable[[Any], Any]] = (lambda r: (r + 1) / 2, lambda a: 2 * a - 1)
-    right = panel.secondary_yaxis("right", functions=scales)
-    right.set(ylabel="accuracy", yticks=(0, 0.25, 0.5, 0.75, 1))
+    _line(panel, steps, history, "accuracy", "of the rollouts", BLUE)
+    panel.set(ylabel="accuracy", ylim=(-0.025, 1.025), yticks=(0, 0.25, 0.5, 0.75, 1))
     for x, accuracy, name, colour in ((0, before, "before", RED), (steps[-1], after, "after", GREEN)):
-        label = f"held-out accuracy {name}: {accuracy}"
-        bar = 2 * accuracy.stderr
-        panel.errorbar(x, 2 * accuracy.mean - 1, bar, fmt="o", color=colour, capsize=4, label=label, zorder=3)
+        label = f"held out, {name}: {accuracy}"
+        panel.errorbar(x, *accuracy, fmt="o", color=colour, capsize=4, label=label, zorder=3)
 
 
 def _line(
