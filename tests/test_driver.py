@@ -25,7 +25,8 @@ from train.cli import main
 from train.config import ModelConfig, RolloutConfig
 from train.evaluate import summarise
 from train.model import build_model, open_model
-from train.policy_gradient import Diverged, accumulate, begin, improve, logprobs, reference_rule
+from train.optim import learning_rate
+from train.policy_gradient import Diverged, accumulate, begin, improve, logprobs, reference_rule, sampling
 from train.preset import dump, load
 from train.problems.tasks import Task, deal, deal_from
 from train.rollout import Rollout, draw, judge, overlong
@@ -230,6 +231,20 @@ def test_schedule_free_samples_from_its_average(tokenizer):
     at_gradient = [w.clone() for w in state.model.parameters()]
     state.optimizer.rule.eval()
     assert any(not torch.equal(a, b) for a, b in zip(at_gradient, state.model.parameters(), strict=True))
+
+
+@pytest.mark.parametrize("kind, passes", [("adamw", False), ("schedule-free", True)])
+def test_one_mini_batch_is_on_policy_unless_the_gradient_is_taken_elsewhere(tokenizer, kind, passes):
+    given = {"optimizer.prompts": 4, "optimizer.kind": kind, "optimizer.learning_rate": 1e-2, "optimizer.warm_up": 9}
+    state, config = improving(tokenizer, **given)
+    for _ in range(3):
+        sampling(state.optimizer)
+        clock = Clock()
+        rule = reference_rule(config.reference)
+        metrics = improve(state, rollout_of(tokenizer), RECIPES[config.recipe], rule, config, clock)
+    assert ("seconds_old" in clock.seconds) == passes
+    assert (metrics["ratio_max"] == 1.0) != passes
+    assert learning_rate(state.optimizer) == pytest.approx(1e-2 * 3 / 9)
 
 
 # Evaluation

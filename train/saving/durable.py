@@ -39,10 +39,11 @@ def alone(folder: Path) -> Iterator[None]:
     """
     descriptor = os.open(folder, os.O_RDONLY | os.O_DIRECTORY)
     try:
-        fcntl.flock(descriptor, fcntl.LOCK_EX | fcntl.LOCK_NB)
+        try:
+            fcntl.flock(descriptor, fcntl.LOCK_EX | fcntl.LOCK_NB)
+        except BlockingIOError as error:
+            raise ValueError(f"another process is at work in {folder}; wait for its end, or stop it") from error
         yield
-    except BlockingIOError as error:
-        raise ValueError(f"another process is at work in {folder}; wait for its end, or stop it") from error
     finally:
         os.close(descriptor)
 
