@@ -273,6 +273,7 @@ def test_eval_of_a_run_s_model(tmp_path, capsys):
         (["eval", str(tmp_path), "nowhere.parquet"], "cannot read nowhere.parquet"),
         ([*words, "--kk", "3"], "unknown key 'kk'"),
         ([*words, "--k", "0"], "k = 0"),
+        ([*words, "--max-tokens", "600"], "exceed the 512 of"),
     ):
         assert main(bad) == 2
         assert message in capsys.readouterr().err

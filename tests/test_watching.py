@@ -52,12 +52,20 @@ def test_every_metric_that_is_written_is_in_the_table(tmp_path, recipe):
         assert row["reward"] == (1.0 if row["right"] else -1.0)
 
 
+def test_a_missing_logger_is_refused_before_anything_is_written(tmp_path, capsys):
+    folder = tmp_path / "run"
+    words = ["run", "cpu_tiny", *SMALL, "--loggers", '["tensorboard", "tensorboard"]', "--run-dir", str(folder)]
+    assert main(words) == 2 and "tensorboard" in capsys.readouterr().err
+    assert not folder.exists()
+
+
 def test_the_time_of_the_phases_is_the_time_of_the_step(tmp_path):
     folder = tmp_path / "run"
     assert main(["run", "cpu_tiny", *SMALL, "--run-dir", str(folder)]) == 0
     for row in rows(folder / "metrics.jsonl"):
         if row["phase"] == "policy_gradient":
             phases = sum(value for key, value in row.items() if key.startswith("seconds_"))
+            assert row["truncated"] > 0.5, "a random policy hardly ever ends within four tokens"
             assert 0.5 * row["seconds"] < phases <= row["seconds"]
             assert row["tokens_per_second"] == pytest.approx(row["response_length"] * 8 / row["seconds"])
 
