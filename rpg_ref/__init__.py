@@ -10,6 +10,7 @@ from rpg_ref.checks import UnknownName, check_batch
 from rpg_ref.clipping import DualClip, bounded_loss, clipped_loss, clipped_loss_as_printed
 from rpg_ref.divergences import DIVERGENCES, Divergence
 from rpg_ref.estimators import k1, k2, k3
+from rpg_ref.fused import FusedOutput, fused_logprobs, fused_loss
 from rpg_ref.log_ratio import cpgd_loss, pmd_mean_loss
 from rpg_ref.logprobs import token_entropy, token_logprobs
 from rpg_ref.ppo import grpo_corrected_loss, grpo_loss, k2_loss, kl_in_reward_loss, ppo_loss
@@ -28,6 +29,7 @@ __all__ = [
     "RECIPES",
     "Divergence",
     "DualClip",
+    "FusedOutput",
     "LossOutput",
     "Objective",
     "Recipe",
@@ -45,6 +47,8 @@ __all__ = [
     "count",
     "cpgd_loss",
     "differentiable_loss",
+    "fused_logprobs",
+    "fused_loss",
     "grpo_corrected_loss",
     "grpo_loss",
     "k1",

@@ -23,6 +23,7 @@ from rpg_ref import (
     clipped_loss,
     count,
     differentiable_loss,
+    fused_logprobs,
     grpo_loss,
     log_ratios,
     per_decision_loss,
@@ -218,3 +219,24 @@ def test_words_it_does_not_know(arguments, capsys):
     with pytest.raises(SystemExit) as stopped:
         main(arguments)
     assert stopped.value.code == 2 and capsys.readouterr().err.count("\n") == 1
+
+
+@pytest.mark.parametrize(
+    ("change", "sentence"),
+    [
+        ({"hidden": torch.zeros(4, 5)}, r"shapes (4, 5), (13, 6), (4, 5); pass [B, T, d]"),
+        ({"head": torch.zeros(13, 7)}, "shapes (4, 5, 6), (13, 7), (4, 5)"),
+        ({"tokens": torch.zeros(4, 6).long()}, "shapes (4, 5, 6), (13, 6), (4, 6)"),
+        ({"head": torch.zeros(13, 6).bfloat16()}, "float32, torch.bfloat16, torch.int64; pass two of one"),
+        ({"tokens": torch.zeros(4, 5)}, "torch.float32; pass two of one floating dtype, and integers"),
+        ({"mask": torch.ones(4, 6)}, "mask has shape"),
+        ({"temperature": 0.0}, "temperature must be a number in"),
+        ({"chunk": 0}, "chunk must be a whole number from 1, got 0"),
+        ({"chunk": 2.5}, "chunk must be a whole number from 1, got 2.5"),
+        ({"head": [[1.0]]}, "head must be a real tensor, got list"),
+    ],
+)
+def test_fused(change, sentence):
+    fine = {"hidden": torch.zeros(4, 5, 6), "head": torch.zeros(13, 6), "tokens": torch.zeros(4, 5).long()}
+    with pytest.raises(ValueError, match=re.escape(sentence)):
+        fused_logprobs(**fine | {"mask": torch.ones(4, 5)} | change)

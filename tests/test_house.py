@@ -38,6 +38,7 @@ PIPELINE = [
     "audit.tokens",
     "audit.model",
     "recipes",
+    "fused",
     "ledger",
     "verify",
     "audit.targets",
