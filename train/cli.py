@@ -2,7 +2,7 @@
 
 import sys
 import tomllib
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from itertools import takewhile
 from pathlib import Path
 from typing import Any
@@ -18,6 +18,7 @@ USAGE = """usage: python -m train run PRESET [--key value ...]
        python -m train resume FOLDER [--steps N]
        python -m train eval MODEL FILE [--key value ...]
        python -m train report FOLDER [FOLDER ...] [--out FOLDER]
+       torchrun --nproc-per-node N -m train run | resume ...
 
 run trains a policy. PRESET is a TOML file or one of: {presets}.
 Every key of the preset can be changed: --seed 1 --steps 5 --optimizer.learning-rate 1e-4
@@ -64,7 +65,7 @@ def _run(rest: Sequence[str], asks_help: bool) -> int:
         tyro.cli(Config, default=config, args=["--help"], prog=f"python -m train run {rest[0]}")
     from train.run import prepare
 
-    return _carry_out(prepare(config))
+    return _together(config, lambda: prepare(config))
 
 
 def _resume(rest: Sequence[str], asks_help: bool) -> int:
@@ -73,18 +74,31 @@ def _resume(rest: Sequence[str], asks_help: bool) -> int:
         return 0
     if not rest or rest[0].startswith("-"):
         raise ValueError("resume needs a run's folder first, such as runs/cpu_tiny-seed0")
-    from train.run import prepare_again
+    from train.run import config_of, prepare_again
 
-    return _carry_out(prepare_again(Path(rest[0]), overrides(rest[1:])))
+    config = config_of(Path(rest[0]), overrides(rest[1:]))
+    return _together(config, lambda: prepare_again(config))
+
+
+def _together(config: Config, prepared: Callable[[], Any]) -> int:
+    """Do a run with the processes that torchrun started; what fails on one of them is said by that one."""
+    from train import ranks
+
+    with ranks.joined(timeout=config.timeout, single=config.model.precision != "float32"):
+        try:
+            return _carry_out(prepared())
+        except ranks.Elsewhere:
+            return 1
 
 
 def _carry_out(job: Any) -> int:
+    from train import ranks
     from train.policy_gradient import Diverged
     from train.run import run
     from train.saving.checkpoint import CheckpointError
     from train.saving.durable import reason
 
-    console = Console()
+    console = Console(quiet=not ranks.is_first())
     try:
         result = run(job, console)
     except (CheckpointError, Diverged) as error:

@@ -53,7 +53,7 @@ class Shape(NamedTuple):
 
 @dataclass(frozen=True)
 class ModelConfig:
-    """The policy, in float32: a model that exists, or a small one of the Qwen3 architecture with random weights.
+    """The policy: a model that exists, or a small one of the Qwen3 architecture with random weights.
 
     Attributes:
         path: a Hugging Face folder, a .gguf file, or package:NAME for the .gguf file of an installed package; left out:
@@ -64,6 +64,7 @@ class ModelConfig:
         heads: attention heads; they divide the width, and each is of even size.
         key_value_heads: heads that keys and values have; they divide the heads.
         context: longest sequence, prompt and response together.
+        precision: of passes, float32 or bfloat16; weights are kept and moved, and gradients summed, in float32.
     """
 
     path: str | None = None
@@ -73,6 +74,7 @@ class ModelConfig:
     heads: Count | None = None
     key_value_heads: Count | None = None
     context: Count = 512
+    precision: Literal["float32", "bfloat16"] = "float32"
 
     def __post_init__(self) -> None:
         """Check that there is one model, and what divides what."""
@@ -166,8 +168,9 @@ class OptimizerConfig:
         max_grad_norm: longer gradients are shortened to this.
         prompts: problems in the mini-batch of one optimiser step; a divisor of rollout.prompts.
         kind: adamw, or schedule-free (Defazio et al. 2024), which samples and evaluates at its average.
-        micro_tokens: the most tokens, padding counted, that go through the model at a time; the gradient is that of the
-            whole mini-batch. 0: the mini-batch at once.
+        micro_tokens: the most tokens, padding counted, that go through the model on a rank at a time, unless a sequence
+            is longer; the gradient is that of the whole mini-batch. 0: all at once.
+        recompute: whether activations within a block are computed again on the way back instead of being kept.
     """
 
     learning_rate: Positive
@@ -177,6 +180,7 @@ class OptimizerConfig:
     max_grad_norm: Positive = 1.0
     kind: Literal["adamw", "schedule-free"] = "adamw"
     micro_tokens: Natural = 0
+    recompute: bool = False
 
 
 @dataclass(frozen=True)
@@ -219,6 +223,8 @@ class Config:
         transcripts: responses to write down, of each rollout batch.
         loggers: where metrics go besides metrics.jsonl: tensorboard, wandb, trackio.
         threads: of the processor; 0 leaves the choice to torch.
+        device: cpu, cuda (one GPU a process), or auto: cuda where there is one.
+        timeout: seconds that a process waits for the others, under torchrun, before it gives up.
         run_dir: folder to write; it must be new or empty.
     """
 
@@ -239,6 +245,8 @@ class Config:
     transcripts: Natural = 2
     loggers: tuple[Literal["tensorboard", "wandb", "trackio"], ...] = ()
     threads: Natural = 0
+    device: Literal["auto", "cpu", "cuda"] = "auto"
+    timeout: Positive = 600.0
     run_dir: str | None = None
 
     def __post_init__(self) -> None:
@@ -275,6 +283,7 @@ class EvalConfig:
         at_once: the most responses drawn at a time; 0: all.
         temperature: divides the logits.
         seed: of the sampling.
+        device: cpu, cuda, or auto: cuda where there is one.
     """
 
     model: str
@@ -286,3 +295,4 @@ class EvalConfig:
     at_once: Natural = 256
     temperature: Positive = 1.0
     seed: Natural = 0
+    device: Literal["auto", "cpu", "cuda"] = "auto"

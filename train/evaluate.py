@@ -6,14 +6,19 @@ from typing import NamedTuple
 import torch
 from jaxtyping import Float
 from torch import Tensor
-from transformers import PreTrainedModel, PreTrainedTokenizerBase
+from transformers import PreTrainedTokenizerBase
 
 from rpg_ref import token_entropy
+from train import ranks
 from train.answering.checker import Checker
-from train.batch import Batch, pack, response_logits
+from train.batch import Batch, pack, parts, through
+from train.policy import Policy
 from train.problems.tasks import Task
-from train.rollout import judge
-from train.sampling import sample
+from train.rollout import answers
+from train.watching.clock import Clock
+
+CHUNK = 256
+"""Tokens whose logits exist at a time."""
 
 
 class Accuracy(NamedTuple):
@@ -42,7 +47,7 @@ class Evaluation(NamedTuple):
 
 
 def evaluate(
-    model: PreTrainedModel,
+    policy: Policy,
     tokenizer: PreTrainedTokenizerBase,
     checker: Checker,
     tasks: Sequence[Task],
@@ -56,7 +61,7 @@ def evaluate(
     """Draw k responses to each problem, with the same random numbers at every call.
 
     Args:
-        model: the policy.
+        policy: the policy.
         tokenizer: its tokenizer.
         checker: judges the responses.
         tasks: the problems.
@@ -70,12 +75,19 @@ def evaluate(
         Evaluation. The errors are those of the problems' own means: responses to one problem are not independent.
     """
     repeated = [task for task in tasks for _ in range(k)]
-    prompts = [task.prompt for task in repeated]
-    responses = sample(
-        model, tokenizer, prompts, max_tokens=max_tokens, temperature=temperature, seed=seed, at_once=at_once
+    responses, right = answers(
+        policy,
+        tokenizer,
+        checker,
+        repeated,
+        max_tokens=max_tokens,
+        temperature=temperature,
+        seed=seed,
+        at_once=at_once,
+        clock=Clock(),
     )
-    right = judge(tokenizer, checker, responses, repeated).view(len(tasks), k)
-    return Evaluation(*summarise(right), pack(prompts, responses, tokenizer.pad_token_id))
+    batch = pack([task.prompt for task in repeated], responses, tokenizer.pad_token_id)
+    return Evaluation(*summarise(right.view(len(tasks), k)), batch)
 
 
 def summarise(right: Float[Tensor, "N k"]) -> tuple[Accuracy, Accuracy]:
@@ -85,15 +97,13 @@ def summarise(right: Float[Tensor, "N k"]) -> tuple[Accuracy, Accuracy]:
 
 
 @torch.no_grad()
-def spread(
-    model: PreTrainedModel, start: PreTrainedModel | None, batch: Batch, *, budget: int, temperature: float
-) -> dict[str, float]:
+def spread(policy: Policy, start: Policy | None, batch: Batch, *, budget: int, temperature: float) -> dict[str, float]:
     """Return the policy's entropy and its distance from where it started, along its own responses.
 
     At each token both are sums over the whole vocabulary, so that only the responses are random, not the tokens' terms.
 
     Args:
-        model: the policy π_θ.
+        policy: π_θ.
         start: π_start, or None.
         batch: responses drawn from π_θ.
         budget: the most tokens through the models at a time; 0: all.
@@ -103,19 +113,34 @@ def spread(
         ``length`` and ``entropy``, and with a start ``reverse_kl_start``: KL(π_θ‖π_start) of a response, the sum of its
         tokens' by the chain rule.
     """
-    entropy, divergence = 0.0, 0.0
-    for part in batch.micro(budget):
-        keep = part.mask != 0
-        logits = response_logits(model, part)[keep]
-        entropy += token_entropy(logits, temperature=temperature).double().sum().item()
-        if start is not None:
-            logp, logp_start = (
-                (x / temperature).double().log_softmax(-1) for x in (logits, response_logits(start, part)[keep])
-            )
-            divergence += (logp.exp() * (logp - logp_start)).sum().item()
+    sums = torch.zeros(2, dtype=torch.float64)
+    for part in parts(batch, budget, policy.device):
+        sums += _sums(policy, start, part.batch, temperature).cpu()
+    entropy, divergence = ranks.total(sums).tolist()
     tokens, responses = int(batch.mask.sum()), len(batch.mask)
     found = {"length": tokens / responses, "entropy": entropy / tokens}
     return found if start is None else found | {"reverse_kl_start": divergence / responses}
+
+
+def _sums(policy: Policy, start: Policy | None, batch: Batch, temperature: float) -> Float[Tensor, "2"]:
+    """Return Σ entropy and Σ KL(π_θ‖π_start) over the tokens of responses, a chunk of logits at a time."""
+    keep = batch.mask != 0
+
+    def over_tokens(*states_and_head: tuple[Tensor, Tensor]) -> Float[Tensor, "2"]:
+        sums = torch.zeros(2, dtype=torch.float64, device=batch.mask.device)
+        for chunk in zip(*(states[keep].split(CHUNK) for states, _ in states_and_head), strict=True):
+            heads = (head for _, head in states_and_head)
+            logits = [(x @ head.T).float() for x, head in zip(chunk, heads, strict=True)]
+            sums[0] += token_entropy(logits[0], temperature=temperature).double().sum()
+            logp, *logp_start = ((x / temperature).double().log_softmax(-1) for x in logits)
+            for other in logp_start:
+                sums[1] += (logp.exp() * (logp - other)).sum()
+        return sums
+
+    if start is None:
+        return through(policy, batch, lambda *now: over_tokens(now))
+    # Heads are whole only inside their models' forward passes: so one pass stands inside the other.
+    return through(policy, batch, lambda *now: through(start, batch, lambda *then: over_tokens(now, then)))
 
 
 def _accuracy(of_problem: Float[Tensor, "N"]) -> Accuracy:

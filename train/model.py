@@ -21,6 +21,7 @@ from transformers import (
 )
 
 from train.config import PACKAGE, ModelConfig
+from train.policy import check_head
 from train.tokenizer import build_tokenizer
 
 
@@ -89,7 +90,7 @@ def open_model(path: str) -> PreTrainedModel:
         The model, without dropout.
 
     Raises:
-        ValueError: there is no model, or it cannot be read.
+        ValueError: there is no model, it cannot be read, or is of a kind that the losses or the sampler do not know.
     """
     # Reading a .gguf file draws a bar of its own.
     with _reading(path) as source, redirect_stderr(StringIO()):
@@ -97,6 +98,7 @@ def open_model(path: str) -> PreTrainedModel:
     layers = DynamicCache(config=model.config).layers
     if getattr(model, "_is_stateful", False) or not all(hasattr(layer, "batch_select_indices") for layer in layers):
         raise ValueError(f"{path} keeps a state besides keys and values; pass a model that is attention alone")
+    check_head(model, path)
     # What a folder says of sampling is not used here, and what is invalid there could not be saved.
     model.generation_config = GenerationConfig.from_model_config(model.config)
     if not hasattr(model.config, "quantization_config"):

@@ -6,6 +6,7 @@ import torch
 from torch import nn
 
 from train.config import OptimizerConfig, WarmStartConfig
+from train.policy import whole
 
 BETAS = (0.9, 0.999)
 
@@ -64,7 +65,7 @@ def step(optimizer: Optimizer, taken: int) -> float:
     Returns:
         The norm before it was shortened.
     """
-    norm = float(nn.utils.clip_grad_norm_(optimizer.parameters, optimizer.max_grad_norm))
+    norm = float(whole(nn.utils.clip_grad_norm_(optimizer.parameters, optimizer.max_grad_norm)))
     if norm < float("inf"):
         for group in optimizer.rule.param_groups:
             if optimizer.warm_up:

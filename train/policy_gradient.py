@@ -1,8 +1,8 @@
 """The main loop: draw from the policy, judge, and take several optimiser steps of the recipe on what was drawn."""
 
 import copy
-from collections.abc import Iterator, Mapping, Sequence
-from dataclasses import dataclass, replace
+from collections.abc import Iterator, Sequence
+from dataclasses import dataclass
 from typing import Any
 
 import torch
@@ -10,11 +10,13 @@ from jaxtyping import Float
 from torch import Tensor
 from transformers import PreTrainedModel, PreTrainedTokenizerBase
 
-from rpg_ref import Recipe, ReferenceRule, ReferenceState, check_batch, token_entropy, token_logprobs
+from rpg_ref import FusedOutput, Recipe, ReferenceRule, ReferenceState, check_batch, fused_loss
+from train import ranks
 from train.answering.checker import Checker
-from train.batch import Batch, response_logits, response_logprobs
+from train.batch import Batch, Part, logprobs, parts, through
 from train.config import Config, ReferenceConfig
 from train.optim import Optimizer, build_optimizer, learning_rate, step
+from train.policy import Policy, Then, recompute, shard
 from train.problems.tasks import Task
 from train.rollout import Rollout, draw
 from train.watching.clock import Clock
@@ -45,9 +47,9 @@ class State:
         rollout: what was drawn last; no checkpoint holds it.
     """
 
-    model: PreTrainedModel
+    model: Policy
     optimizer: Optimizer
-    reference: PreTrainedModel | None
+    reference: Policy | None
     step: int = 0
     dealt: int = 0
     taken: int = 0
@@ -57,10 +59,20 @@ class State:
 
 
 def begin(model: PreTrainedModel, config: Config) -> State:
-    """Return the state before the first rollout batch."""
+    """Return the state before the first rollout batch: the model on its device, sharded if there are several ranks.
+
+    Raises:
+        ValueError: the device is not there.
+    """
+    policy = Policy(model).to(ranks.device(config.device))
     outlives = config.reference.replace != "rollout"
-    reference = copy.deepcopy(model).requires_grad_(False) if outlives else None
-    return State(model, build_optimizer(model, config.optimizer), reference)
+    reference = copy.deepcopy(policy).requires_grad_(False) if outlives else None
+    for each in (policy, reference):
+        if each is not None:
+            shard(each, config.model.precision)
+    if config.optimizer.recompute:
+        recompute(policy)
+    return State(policy, build_optimizer(policy, config.optimizer), reference)
 
 
 def train(
@@ -172,22 +184,22 @@ def _check(logp_old: Float[Tensor, "B R"], rollout: Rollout, number: int) -> Non
         raise Diverged(f"the policy is broken before rollout batch {number + 1} ({error}); {REMEDY}") from error
 
 
+def follow_policy(state: State) -> None:
+    """Make π_ref the policy as it is now, where it outlives the rollout."""
+    if state.reference is not None:
+        state.reference.load_state_dict(state.model.state_dict())
+
+
 def _replace_reference(state: State, rule: ReferenceRule, token_kl: float) -> None:
     if state.reference is None:
         return
     due, state.drift = rule.step(state.drift, token_kl)
     if due:
-        state.reference.load_state_dict(state.model.state_dict())
-
-
-@torch.no_grad()
-def logprobs(model: PreTrainedModel, batch: Batch, budget: int, temperature: float) -> Float[Tensor, "B R"]:
-    """Return the log-probabilities of a batch's responses, micro-batch by micro-batch."""
-    return torch.cat([response_logprobs(model, part, temperature=temperature) for part in batch.micro(budget)])
+        follow_policy(state)
 
 
 def accumulate(
-    model: PreTrainedModel,
+    policy: Policy,
     batch: Batch,
     logp_old: Float[Tensor, "B R"] | None,
     logp_ref: Float[Tensor, "B R"] | None,
@@ -196,42 +208,41 @@ def accumulate(
     budget: int,
     temperature: float,
 ) -> dict[str, float]:
-    """Add the gradient of a mini-batch's loss to the parameters', in micro-batches with one denominator.
+    """Add the gradient of a mini-batch's loss to the parameters', each rank passing its parts, with one denominator.
 
     Where logp_old is None, π_old = π_θ; where logp_ref is None, π_ref = π_old.
 
     Returns:
-        The loss, the mean of each metric over the mini-batch, the largest ``ratio_max``, the entropy and the drift.
+        The loss, the recipe's metrics over the mini-batch, the entropy and the drift; alike on every rank.
     """
     denominator = recipe.count(batch.mask)
-    parts: list[tuple[float, Mapping[str, float]]] = []
-    seen: list[tuple[Tensor, Tensor]] = []
-    loss_of_all, first = 0.0, 0
-    for part in batch.micro(budget):
-        rows = slice(first, first := first + len(part.tokens))
-        logits = response_logits(model, part)
-        logp = token_logprobs(logits, part.responses, temperature=temperature)
-        seen.append((logp.detach(), token_entropy(logits.detach(), temperature=temperature)))
-        loss, metrics = recipe(
-            logp,
-            logp.detach() if logp_old is None else logp_old[rows],
-            None if logp_ref is None else logp_ref[rows],
-            advantage[rows],
-            part.mask,
-            denominator=denominator,
+    logp, entropy = torch.zeros((2, *batch.mask.shape), dtype=policy.wide)
+
+    def loss_of(part: Part) -> Then[FusedOutput]:
+        return lambda hidden, head: fused_loss(
+            recipe,
+            hidden,
+            head,
+            part.batch.responses,
+            part.take(logp_old),
+            part.take(logp_ref),
+            part.take(advantage),
+            part.batch.mask,
+            temperature=temperature,
+            denominator=denominator.to(hidden.device),
         )
-        loss.backward()
-        loss_of_all += loss.item()
-        samples = float(replace(recipe, aggregation="token-mean").count(part.mask))
-        parts.append((samples, {name: x.item() for name, x in metrics.items()}))
-    total = sum(samples for samples, _ in parts)
-    means = {name: sum(n * metrics[name] for n, metrics in parts) / total for name in parts[0][1]}
-    logp, entropy = (torch.cat(of_parts) for of_parts in zip(*seen, strict=True))
+
+    for part in parts(batch, budget, policy.device):
+        out = through(policy, part.batch, loss_of(part))
+        out.loss.backward()
+        part.add(logp, out.logp)
+        part.add(entropy, out.entropy)
+    logp, entropy = ranks.total(torch.stack([logp, entropy]))
     old = logp if logp_old is None else logp_old
+    loss, metrics = recipe(logp, old, logp_ref, advantage, batch.mask)
     return {
-        "loss": loss_of_all,
-        **means,
-        "ratio_max": max(metrics["ratio_max"] for _, metrics in parts),
+        "loss": loss.item(),
+        **{name: x.item() for name, x in metrics.items()},
         "entropy": entropy[batch.mask != 0].mean().item(),
         **drift(logp, old, old if logp_ref is None else logp_ref, batch.mask),
     }

@@ -6,12 +6,14 @@ from typing import Any, NamedTuple, cast
 import torch
 from jaxtyping import Float
 from torch import Tensor
-from transformers import PreTrainedModel, PreTrainedTokenizerBase
+from transformers import PreTrainedTokenizerBase
 
 from rpg_ref import Recipe, advantages
+from train import ranks
 from train.answering.checker import Checker
 from train.batch import Batch, pack
 from train.config import Config, RolloutConfig
+from train.policy import Policy, gathered
 from train.problems.tasks import Task, deal_from
 from train.sampling import sample
 from train.seeds import derive
@@ -68,8 +70,52 @@ def judge(
     return torch.tensor([float(done and next(right)) for done in ended])
 
 
+def answers(
+    policy: Policy,
+    tokenizer: PreTrainedTokenizerBase,
+    checker: Checker,
+    tasks: Sequence[Task],
+    *,
+    max_tokens: int,
+    temperature: float,
+    seed: int,
+    at_once: int,
+    clock: Clock,
+) -> tuple[list[list[int]], Float[Tensor, "B"]]:
+    """Draw a response to each task and judge it, each rank its share; every rank returns all, and what is right.
+
+    Args:
+        policy: π_old.
+        tokenizer: its tokenizer.
+        checker: judges the responses.
+        tasks: all problems, repeated as often as they are to be answered.
+        max_tokens: as ``sample``.
+        temperature: as ``sample``.
+        seed: as ``sample``.
+        at_once: as ``sample``.
+        clock: is told how long drawing and judging took.
+
+    Returns:
+        The responses, and 1 for each that is right, else 0.
+    """
+    share = ranks.share(len(tasks))
+    mine = tasks[share]
+
+    def work() -> tuple[list[list[int]], list[float]]:
+        with clock("seconds_draw"):
+            prompts = [task.prompt for task in mine]
+            settings = {"max_tokens": max_tokens, "temperature": temperature, "seed": seed, "at_once": at_once}
+            said = sample(policy, tokenizer, prompts, first=share.start, **settings)  # type: ignore[arg-type]
+        with clock("seconds_judge"):
+            return said, judge(tokenizer, checker, said, mine).tolist()
+
+    with gathered(policy):
+        found = ranks.gather(ranks.everywhere(work))
+    return [ids for said, _ in found for ids in said], torch.tensor([x for _, right in found for x in right])
+
+
 def draw(
-    model: PreTrainedModel,
+    policy: Policy,
     tokenizer: PreTrainedTokenizerBase,
     checker: Checker,
     tasks: Sequence[Task],
@@ -84,7 +130,7 @@ def draw(
     With ``rollout.filter`` groups that are all right or all wrong are dropped, and others drawn in their place.
 
     Args:
-        model: π_old.
+        policy: π_old.
         tokenizer: its tokenizer.
         checker: judges the responses.
         tasks: the problems.
@@ -111,18 +157,18 @@ def draw(
         dealt += size
         repeated = [task for task in chosen for _ in range(settings.samples)]
         seed = derive(config.seed, "rollout", number, *([draws] if draws > 1 else []))
-        with clock("seconds_draw"):
-            responses = sample(
-                model,
-                tokenizer,
-                [task.prompt for task in repeated],
-                max_tokens=settings.max_tokens,
-                temperature=settings.temperature,
-                seed=seed,
-                at_once=settings.at_once,
-            )
-        with clock("seconds_judge"):
-            right = judge(tokenizer, checker, responses, repeated).view(size, settings.samples)
+        responses, judged = answers(
+            policy,
+            tokenizer,
+            checker,
+            repeated,
+            max_tokens=settings.max_tokens,
+            temperature=settings.temperature,
+            seed=seed,
+            at_once=settings.at_once,
+            clock=clock,
+        )
+        right = judged.view(size, settings.samples)
         same = torch.stack([right.all(1), ~right.any(1)])
         shares += same.float().mean(1)
         for group in range(size):

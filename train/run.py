@@ -3,24 +3,28 @@
 import dataclasses
 import hashlib
 from collections.abc import Iterator, Mapping
+from contextlib import ExitStack
 from functools import partial
 from importlib.util import find_spec
 from pathlib import Path
+from types import SimpleNamespace
 from typing import Any, NamedTuple, cast
 
 import msgspec
 import torch
 from rich.console import Console
+from torch import Tensor
 from transformers import PreTrainedTokenizerBase
 from transformers.utils import logging
 
 from rpg_ref import BASELINES, RECIPES, Recipe
 from rpg_ref.verify import verify
+from train import ranks
 from train.answering.checker import Checker
 from train.config import Config
 from train.evaluate import Accuracy, evaluate, spread
 from train.model import build_model, tokenizer_of
-from train.policy_gradient import State, begin, sampling, train
+from train.policy_gradient import State, begin, follow_policy, sampling, train
 from train.preset import dump, load
 from train.problems.arithmetic import generate
 from train.problems.files import write
@@ -30,7 +34,7 @@ from train.saving.checkpoint import Snapshot, save
 from train.saving.checkpoint import load as load_snapshot
 from train.saving.durable import alone, replace
 from train.saving.export import export
-from train.saving.snapshot import restore, snapshot
+from train.saving.snapshot import restore, shared, snapshot, weights
 from train.seeds import derive
 from train.warm_start import warm_start
 from train.watching.clock import Clock
@@ -40,7 +44,7 @@ from train.watching.loggers import check_loggers, open_loggers
 from train.watching.progress import follow
 
 METRICS, TRANSCRIPTS = "metrics.jsonl", "transcripts.jsonl"
-EXTENDABLE = ("steps", "checkpoint_every", "eval_every", "transcripts", "loggers", "threads", "run_dir")
+EXTENDABLE = frozenset("steps checkpoint_every eval_every transcripts loggers threads device timeout run_dir".split())
 """What a resumed run may change: nothing of it bears on the steps that are done."""
 
 
@@ -75,31 +79,36 @@ def prepare(config: Config) -> Job:
         ValueError: any of them is not as it must be; nothing has been written then.
     """
     folder = config.folder
-    recipe, verdict = _checked(config)
+    checked = ranks.everywhere(lambda: _checked(config))
+    ranks.from_first(lambda: _refuse_used(folder))
+    job = ranks.everywhere(lambda: _with_problems(config, *checked))
+    ranks.from_first(lambda: _make(folder))
+    return job
+
+
+def _refuse_used(folder: Path) -> None:
     if folder.exists() and not (folder.is_dir() and not any(folder.iterdir())):
         raise ValueError(
             f"the run folder {folder} exists already; choose another with --run-dir, or go on with `resume {folder}`"
         )
-    job = _with_problems(config, recipe, verdict)
+
+
+def _make(folder: Path) -> None:
     try:
         folder.mkdir(parents=True, exist_ok=True)
     except OSError as error:
         raise ValueError(f"cannot make the run folder {folder}: {error.strerror}; choose one with --run-dir") from error
-    return job
 
 
-def prepare_again(folder: Path, overrides: dict[str, Any]) -> Job:
-    """Check everything of a run that goes on where it stopped.
+def config_of(folder: Path, overrides: dict[str, Any]) -> Config:
+    """Return the config of a run that is to go on where it stopped.
 
     Args:
         folder: the run's folder.
         overrides: values by dotted key; only those of EXTENDABLE may differ from the run's own.
 
-    Returns:
-        The job.
-
     Raises:
-        ValueError: the folder is no run's, or the config differs in what must stay; it says in what.
+        ValueError: the folder is no run's, or a value is out of range.
     """
     path = folder / "config.toml"
     if not path.is_file():
@@ -107,7 +116,17 @@ def prepare_again(folder: Path, overrides: dict[str, Any]) -> Job:
     config = load(str(path), {"run_dir": str(folder)} | overrides)
     if config.folder != folder:
         raise ValueError(f"run_dir is {config.folder} and not {folder}; a run goes on in its own folder")
-    return _with_problems(config, *_checked(config))
+    return config
+
+
+def prepare_again(config: Config) -> Job:
+    """Check everything of a run that goes on where it stopped, but the config against that of its checkpoint.
+
+    Raises:
+        ValueError: something is not as it must be.
+    """
+    checked = ranks.everywhere(lambda: _checked(config))
+    return ranks.everywhere(lambda: _with_problems(config, *checked))
 
 
 def _checked(config: Config) -> tuple[Recipe, str]:
@@ -150,7 +169,9 @@ def run(job: Job, console: Console) -> Result:
         CheckpointError: a checkpoint or the model cannot be written.
         OSError: nor can metrics; the last checkpoint is intact.
     """
-    with alone(job.config.folder):
+    with ExitStack() as stack:
+        folder = job.config.folder
+        ranks.everywhere(lambda: stack.enter_context(alone(folder)) if ranks.is_first() else None)
         return _run(job, console)
 
 
@@ -160,13 +181,78 @@ def _run(job: Job, console: Console) -> Result:
     logging.disable_progress_bar()
     if config.threads:
         torch.set_num_threads(config.threads)
-    model = build_model(config.model, job.tokenizer, derive(config.seed, "weights"))
-    parameters = sum(weight.numel() for weight in model.parameters())
-    console.print(
-        f"{parameters / 1e6:.1f} M parameters, {len(job.train)} problems, {len(job.test)} held out", soft_wrap=True
-    )
     warn = partial(console.print, highlight=False, soft_wrap=True)
-    found = load_snapshot(folder / "checkpoints", warn=warn)
+    model = ranks.everywhere(lambda: build_model(config.model, job.tokenizer, derive(config.seed, "weights")))
+    state = begin(model, config)
+    console.print(_described(state, job), soft_wrap=True)
+    read = partial(load_snapshot, folder / "checkpoints", warn=warn)
+    found = shared(ranks.everywhere(read if ranks.is_first() else lambda: None))
+    ranks.from_first(lambda: _set_up(job, found))
+    with (
+        Checker(config.data.rule) as checker,
+        open_loggers(
+            config.loggers if ranks.is_first() else (),
+            folder,
+            f"{config.name}-seed{config.seed}",
+            dataclasses.asdict(config),
+            warn,
+        ) as show,
+    ):
+
+        def log(phase: str, step: int, row: dict[str, Any]) -> None:
+            row = {"phase": phase, "step": step, **row}
+            if ranks.is_first():
+                append(folder / METRICS, row)
+                show(row)
+
+        def save_state() -> None:
+            now = snapshot(state, config, job.problems, before)
+            ranks.from_first(lambda: _save(folder, now))
+
+        if found is None:
+            starting = warm_start(state.model, job.tokenizer, job.train, config)
+            for number, row in enumerate(follow(starting, "warm start", config.warm_start.steps, "loss", console), 1):
+                log("warm_start", number, row)
+            follow_policy(state)
+            before, row = _evaluation(state, job, checker)
+            log("evaluation", 0, row)
+            save_state()
+        else:
+            restore(state, found)
+            before = Accuracy(*found.state["before"])
+            del found  # as large as all that was restored from it
+            console.print(f"resumed after rollout batch {state.step}", highlight=False, soft_wrap=True)
+        console.print(f"held-out accuracy before: {before}", highlight=False, soft_wrap=True)
+        training = train(state, job.tokenizer, checker, job.train, job.recipe, config)
+        left = config.steps - state.step
+        for row in follow(training, config.recipe, left, "accuracy", console):
+            log("policy_gradient", state.step, row)
+            rollout = cast(Rollout, state.rollout)  # train leaves it there before it yields
+            if ranks.is_first():
+                for said in transcripts(rollout, job.tokenizer, config.rollout.samples, config.transcripts):
+                    append(folder / TRANSCRIPTS, {"phase": "policy_gradient", "step": state.step, **said})
+            if _evaluates_after(state.step, config):
+                log("evaluation", state.step, _evaluation(state, job, checker)[1])
+            if state.step % config.checkpoint_every == 0 or state.step == config.steps:
+                save_state()
+        after = before
+        if config.steps:
+            after, row = _evaluation(state, job, checker)
+            log("evaluation", config.steps, row)
+        final = weights(state.model)
+        ranks.from_first(lambda: _finish(job, state, final, before, after))
+    return Result(before, after)
+
+
+def _described(state: State, job: Job) -> str:
+    size = sum(weight.numel() for weight in state.model.parameters())
+    where = f", on {ranks.size()} × {state.model.device.type}" if ranks.size() > 1 else ""
+    return f"{size / 1e6:.1f} M parameters{where}, {len(job.train)} problems, {len(job.test)} held out"
+
+
+def _set_up(job: Job, found: Snapshot | None) -> None:
+    """Refuse what is not this run's, and put the folder into the state that goes with the checkpoint."""
+    config, folder = job.config, job.config.folder
     if found is not None:
         _same_run(found.state, job)
         if found.step > config.steps:
@@ -178,53 +264,22 @@ def _run(job: Job, console: Console) -> Result:
         _write_problems(job)
     for journal in (METRICS, TRANSCRIPTS):
         keep(folder / journal, lambda row: found is not None and _is_done(row, found, config))
-    name, choices = f"{config.name}-seed{config.seed}", dataclasses.asdict(config)
-    with Checker(config.data.rule) as checker, open_loggers(config.loggers, folder, name, choices, warn) as show:
 
-        def log(phase: str, step: int, row: dict[str, Any]) -> None:
-            row = {"phase": phase, "step": step, **row}
-            append(folder / METRICS, row)
-            show(row)
 
-        def save_state() -> None:
-            for journal in (METRICS, TRANSCRIPTS):
-                flush(folder / journal)
-            save(folder / "checkpoints", snapshot(state, config, job.problems, before))
+def _save(folder: Path, now: Snapshot) -> None:
+    for journal in (METRICS, TRANSCRIPTS):
+        flush(folder / journal)
+    save(folder / "checkpoints", now)
 
-        if found is None:
-            starting = warm_start(model, job.tokenizer, job.train, config)
-            for number, row in enumerate(follow(starting, "warm start", config.warm_start.steps, "loss", console), 1):
-                log("warm_start", number, row)
-            state = begin(model, config)
-            before, row = _evaluation(state, job, checker)
-            log("evaluation", 0, row)
-            save_state()
-        else:
-            state = begin(model, config)
-            restore(state, found)
-            before = Accuracy(*found.state["before"])
-            console.print(f"resumed after rollout batch {state.step}", highlight=False, soft_wrap=True)
-        console.print(f"held-out accuracy before: {before}", highlight=False, soft_wrap=True)
-        training = train(state, job.tokenizer, checker, job.train, job.recipe, config)
-        left = config.steps - state.step
-        for row in follow(training, config.recipe, left, "accuracy", console):
-            log("policy_gradient", state.step, row)
-            rollout = cast(Rollout, state.rollout)  # train leaves it there before it yields
-            for said in transcripts(rollout, job.tokenizer, config.rollout.samples, config.transcripts):
-                append(folder / TRANSCRIPTS, {"phase": "policy_gradient", "step": state.step, **said})
-            if _evaluates_after(state.step, config):
-                log("evaluation", state.step, _evaluation(state, job, checker)[1])
-            if state.step % config.checkpoint_every == 0 or state.step == config.steps:
-                save_state()
-        after = before
-        if config.steps:
-            after, row = _evaluation(state, job, checker)
-            log("evaluation", config.steps, row)
-        export(folder / "model", model, job.tokenizer)
-        history = [row for row in rows(folder / METRICS) if row["phase"] == "policy_gradient"]
-        if history:
-            draw_curves(history, before, after, config, folder / "curves.png")
-    return Result(before, after)
+
+def _finish(job: Job, state: State, final: dict[str, Tensor], before: Accuracy, after: Accuracy) -> None:
+    """Write the model, as one process has it, and the picture of the run."""
+    folder = job.config.folder
+    model = SimpleNamespace(save_pretrained=partial(state.model.model.save_pretrained, state_dict=final))
+    export(folder / "model", model, job.tokenizer)
+    history = [row for row in rows(folder / METRICS) if row["phase"] == "policy_gradient"]
+    if history:
+        draw_curves(history, before, after, job.config, folder / "curves.png")
 
 
 def _evaluation(state: State, job: Job, checker: Checker) -> tuple[Accuracy, dict[str, float]]:

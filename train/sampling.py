@@ -6,10 +6,11 @@ from typing import Any
 import torch
 from jaxtyping import Float, Int
 from torch import Tensor
-from transformers import DynamicCache, PreTrainedModel, PreTrainedTokenizerBase
+from transformers import DynamicCache, PreTrainedTokenizerBase
 from transformers.cache_utils import DynamicLayer
 
 from train.batch import Ids, pack, positions
+from train.policy import Policy
 from train.seeds import derive
 
 SPARE = 128
@@ -18,24 +19,26 @@ SPARE = 128
 
 @torch.inference_mode()
 def sample(
-    model: PreTrainedModel,
+    policy: Policy,
     tokenizer: PreTrainedTokenizerBase,
     prompts: Sequence[Ids],
     *,
     max_tokens: int,
     temperature: float,
     seed: int,
+    first: int = 0,
     at_once: int = 0,
 ) -> list[list[int]]:
     """Draw one response to each prompt from the tempered softmax itself: no top-k, no top-p, no penalty.
 
     Args:
-        model: the policy.
+        policy: the policy; a sharded one must be gathered.
         tokenizer: names the padding and end-of-text tokens.
         prompts: token ids of each prompt; one that is repeated is read once.
         max_tokens: the longest response.
         temperature: divides the logits, > 0.
         seed: the same seed draws the same responses, and the caller's random state stays as it was.
+        first: number of the first prompt among all; a response's random numbers are of the seed and its number alone.
         at_once: the most responses drawn at a time; 0: all.
 
     Returns:
@@ -43,45 +46,43 @@ def sample(
     """
     size, end = at_once or len(prompts), tokenizer.eos_token_id
     drawn: list[list[int]] = []
-    for first in range(0, len(prompts), size):
-        random = torch.Generator().manual_seed(derive(seed, "part", first))
-        part = prompts[first : first + size]
-        drawn += _draw(model, part, tokenizer.pad_token_id, end, max_tokens, temperature, random).tolist()
+    for start in range(0, len(prompts), size or 1):
+        part = prompts[start : start + size]
+        seeds = [derive(seed, first + start + row) for row in range(len(part))]
+        drawn += _draw(policy, part, tokenizer.pad_token_id, end, max_tokens, temperature, seeds).tolist()
     return [ids[: ids.index(end) + 1] if end in ids else ids for ids in drawn]
 
 
 def _draw(
-    model: PreTrainedModel,
+    policy: Policy,
     prompts: Sequence[Ids],
     pad: int,
     end: int,
     max_tokens: int,
     temperature: float,
-    random: torch.Generator,
+    seeds: Sequence[int],
 ) -> Int[Tensor, "B R"]:
-    """Return responses, with anything behind their ends.
-
-    Each row has a uniform number of its own at each step, whichever rows are left: no row depends on another.
-    """
+    """Return responses, with anything behind their ends."""
+    device = policy.device
     distinct = list(dict.fromkeys(map(tuple, prompts)))
     batch = pack(distinct, [()] * len(distinct), pad)
-    cache = DynamicCache(config=model.config)
+    cache = DynamicCache(config=policy.model.config)
     cache.layers = [_Roomy() if type(layer) is DynamicLayer else layer for layer in cache.layers]
-    seen, new = batch.attention, batch.tokens
+    seen, new = batch.attention.to(device), batch.tokens.to(device)
     row_of = {prompt: row for row, prompt in enumerate(distinct)}
-    rows = torch.tensor([row_of[tuple(prompt)] for prompt in prompts])
-    alive, going = torch.arange(len(prompts)), torch.ones(len(prompts), dtype=torch.bool)
-    drawn = torch.full((len(prompts), max_tokens), end)
+    rows = torch.tensor([row_of[tuple(prompt)] for prompt in prompts], device=device)
+    alive, going = torch.arange(len(prompts), device=device), torch.ones(len(prompts), dtype=torch.bool, device=device)
+    drawn = torch.full((len(prompts), max_tokens), end, device=device)
+    uniform = torch.stack([_uniform(max_tokens, seed) for seed in seeds]).to(device)
     for step in range(max_tokens):
         # Without padding there is nothing to mask, and the model counts by itself.
         padded = (
             {} if bool(seen.all()) else {"attention_mask": seen, "position_ids": positions(seen)[:, -new.shape[1] :]}
         )
-        logits = model(input_ids=new, past_key_values=cache, use_cache=True, logits_to_keep=1, **padded).logits[:, -1]
+        logits = policy(_last_logits, input_ids=new, past_key_values=cache, use_cache=True, **padded)
         if step == 0:
             logits, seen = logits[rows], _take(cache, seen, rows)
-        uniform = torch.rand(len(prompts), generator=random, dtype=torch.float64)
-        token = inverse_cdf(logits.float() / temperature, uniform[alive])
+        token = inverse_cdf(logits / temperature, uniform[alive, step])
         drawn[alive, step] = token
         going &= token != end
         if not bool(going.any()):
@@ -92,6 +93,15 @@ def _draw(
             alive, token, going = alive[going], token[going], going[going]
         new, seen = token[:, None], torch.cat([seen, torch.ones_like(seen[:, :1])], dim=1)
     return drawn
+
+
+def _uniform(number: int, seed: int) -> Float[Tensor, "R"]:
+    """A response has its own numbers, whatever else is drawn beside it or on other ranks."""
+    return torch.rand(number, generator=torch.Generator().manual_seed(seed), dtype=torch.float64)
+
+
+def _last_logits(hidden: Float[Tensor, "B L d"], head: Float[Tensor, "V d"]) -> Float[Tensor, "B V"]:
+    return (hidden[:, -1] @ head.T).float()
 
 
 def _take(cache: DynamicCache, seen: Int[Tensor, "B T"], rows: Int[Tensor, "N"]) -> Int[Tensor, "N T"]:

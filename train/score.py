@@ -2,10 +2,12 @@
 
 from transformers.utils import logging
 
+from train import ranks
 from train.answering.checker import Checker
 from train.config import EvalConfig
 from train.evaluate import Evaluation, evaluate
 from train.model import check_length, open_model, open_tokenizer
+from train.policy import Policy
 from train.problems.files import read
 from train.problems.tasks import Task
 from train.seeds import derive
@@ -33,7 +35,7 @@ def score(config: EvalConfig) -> Evaluation:
     check_length(model, max(len(task.prompt) for task in tasks) + config.max_tokens, config.model)
     with Checker(config.rule) as checker:
         return evaluate(
-            model,
+            Policy(model).to(ranks.device(config.device)),
             tokenizer,
             checker,
             tasks,

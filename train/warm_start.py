@@ -5,33 +5,40 @@ import time
 from collections.abc import Iterator, Sequence
 from typing import Any
 
-from transformers import PreTrainedModel, PreTrainedTokenizerBase
+import torch
+from transformers import PreTrainedTokenizerBase
 
-from rpg_ref import aggregate
-from train.batch import pack, response_logprobs
+from rpg_ref import aggregate, count
+from train import ranks
+from train.batch import pack, parts, response_logprobs
 from train.config import Config
 from train.optim import build_optimizer, step
+from train.policy import Policy
 from train.problems.tasks import Task, deal
 from train.seeds import derive
 from train.tokenizer import answer_ids
 
 
 def warm_start(
-    model: PreTrainedModel, tokenizer: PreTrainedTokenizerBase, tasks: Sequence[Task], config: Config
+    policy: Policy, tokenizer: PreTrainedTokenizerBase, tasks: Sequence[Task], config: Config
 ) -> Iterator[dict[str, Any]]:
     """Maximise the likelihood of demonstrated answers, and yield metrics after each optimiser step."""
     settings = config.warm_start
-    optimizer = build_optimizer(model, settings)
+    optimizer = build_optimizer(policy, settings)
     for number in range(settings.steps):
         start = time.perf_counter()
         rng = random.Random(derive(config.seed, "slips", number))
         shown = deal(tasks, settings.batch, number, derive(config.seed, "demonstrations"))
         answers = [answer_ids(tokenizer, demonstrate(task.answer, settings.slip, rng)) for task in shown]
         batch = pack([task.prompt for task in shown], answers, tokenizer.pad_token_id)
-        loss = aggregate(-response_logprobs(model, batch), batch.mask, "token-mean")
-        loss.backward()
+        denominator, loss = count(batch.mask, "token-mean"), torch.zeros(())
+        for part in parts(batch, config.optimizer.micro_tokens, policy.device):
+            logp = response_logprobs(policy, part.batch)
+            surprise = aggregate(-logp, part.batch.mask, "token-mean", denominator=denominator.to(logp.device))
+            surprise.backward()
+            loss += surprise.item()
         norm = step(optimizer, number)
-        yield {"loss": loss.item(), "grad_norm": norm, "seconds": time.perf_counter() - start}
+        yield {"loss": ranks.total(loss).item(), "grad_norm": norm, "seconds": time.perf_counter() - start}
 
 
 def demonstrate(answer: str, slip: float, rng: random.Random) -> str:

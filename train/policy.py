@@ -1,0 +1,140 @@
+"""A causal language model as hidden states and a head, in one process or sharded over several."""
+
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
+from typing import Any, TypeVar
+
+import torch
+from jaxtyping import Float
+from torch import Tensor, nn
+from torch.distributed.device_mesh import init_device_mesh
+from torch.distributed.fsdp import FSDPModule, MixedPrecisionPolicy, fully_shard
+from torch.distributed.tensor import DTensor, distribute_tensor
+from torch.utils.checkpoint import checkpoint
+from transformers import PreTrainedModel
+from transformers.modeling_layers import GradientCheckpointingLayer
+
+from train import ranks
+
+Found = TypeVar("Found")
+Then = Callable[[Float[Tensor, "B L d"], Float[Tensor, "V d"]], Found]
+
+
+class Policy(nn.Module):
+    """A model whose caller says, at each call, what becomes of its hidden states and its head.
+
+    That happens inside the forward pass, where the head is whole: a sharded model has it nowhere else, and a head that
+    is the embedding too is one weight with one gradient.
+    """
+
+    def __init__(self, model: PreTrainedModel) -> None:
+        super().__init__()
+        self.model = model
+
+    @property
+    def device(self) -> torch.device:
+        """Where the weights are."""
+        return next(self.parameters()).device
+
+    @property
+    def wide(self) -> torch.dtype:
+        """Of its log-probabilities: float32 at least."""
+        return torch.promote_types(next(self.parameters()).dtype, torch.float32)
+
+    def forward(self, then: Then[Found], **inputs: Any) -> Found:
+        """Return then(hidden states [B, L, d], head [V, d]) of a model's usual inputs."""
+        head = self.model.get_output_embeddings().weight
+        hidden = self.model.base_model(**inputs).last_hidden_state
+        return then(hidden.to(head.dtype), head)
+
+
+def check_head(model: PreTrainedModel, path: str) -> None:
+    """Refuse a model whose logits are not its head's rows times its hidden states: one with a bias, a cap, a scale.
+
+    Raises:
+        ValueError: they are not.
+    """
+    ids = torch.arange(4)[None] % model.config.get_text_config().vocab_size
+    with torch.inference_mode():
+        ours = Policy(model)(lambda hidden, head: hidden @ head.T, input_ids=ids, use_cache=False)
+        theirs = model(input_ids=ids, use_cache=False).logits
+    if ours.shape != theirs.shape or not torch.allclose(ours, theirs, rtol=1e-4, atol=1e-4):
+        raise ValueError(f"{path} caps, scales or shifts its logits, which no loss here knows of; take another model")
+
+
+def blocks(policy: Policy) -> list[nn.Module]:
+    """Return the layers of a transformer."""
+    return [layer for layer in policy.modules() if isinstance(layer, GradientCheckpointingLayer)]
+
+
+def shard(policy: Policy, precision: str) -> None:
+    """Divide the weights over ranks, block by block; gradients are summed over ranks, not averaged.
+
+    Args:
+        policy: float32 weights, which stay float32 where they are kept and moved.
+        precision: float32, or bfloat16 for a rounded copy that passes are made with; gradients are summed in float32.
+    """
+    if ranks.size() == 1 and precision == "float32":
+        return
+    half = MixedPrecisionPolicy(param_dtype=torch.bfloat16, reduce_dtype=torch.float32)
+    rounding = half if precision == "bfloat16" else MixedPrecisionPolicy()
+    mesh = init_device_mesh(policy.device.type, (ranks.size(),))
+    for module in (*blocks(policy), policy):
+        fully_shard(module, mesh=mesh, mp_policy=rounding)
+    for part in _shards(policy):
+        part.set_gradient_divide_factor(1.0)
+        part.set_force_sum_reduction_for_comms(True)
+
+
+def recompute(policy: Policy) -> None:
+    """Keep of each block only what goes in, and compute it again on the way back."""
+    for block in blocks(policy):
+        block.forward = _twice(block.forward)
+
+
+def _twice(forward: Callable[..., Any]) -> Callable[..., Any]:
+    def wrapped(*inputs: Any, **named: Any) -> Any:
+        if not torch.is_grad_enabled():
+            return forward(*inputs, **named)
+        return checkpoint(forward, *inputs, use_reentrant=False, preserve_rng_state=False, **named)
+
+    return wrapped
+
+
+@contextmanager
+def gathered(policy: nn.Module) -> Iterator[None]:
+    """Keep all weights whole on every rank, so that each may make passes at its own pace."""
+    parts = _shards(policy)
+    with torch.no_grad():
+        for part in parts:
+            part.set_reshard_after_forward(False, recurse=False)
+            part.unshard()
+    yield
+    for part in parts:
+        part.set_reshard_after_forward(part is not parts[0], recurse=False)
+        part.reshard()
+
+
+def _shards(policy: nn.Module) -> list[FSDPModule]:
+    return [module for module in policy.modules() if isinstance(module, FSDPModule)]
+
+
+def parameters(policy: Policy) -> dict[str, nn.Parameter]:
+    """Return the model's own parameters by name, tied ones once: each rank's shard of them, where they are sharded."""
+    for part in _shards(policy):
+        part.reshard()  # the last pass may have left some whole, which do not outlive the next
+    return dict(policy.model.named_parameters())
+
+
+def whole(x: Tensor) -> Tensor:
+    """Return a tensor as it would be in one process; every rank must ask. One that is not sharded comes as it is."""
+    return x.full_tensor() if isinstance(x, DTensor) else x
+
+
+def placed(x: Tensor, like: Tensor) -> Tensor:
+    """Return the first rank's tensor, divided as ``like`` is; every rank must ask, with one of that shape and dtype."""
+    if not ranks.is_first():
+        x = torch.empty(x.shape, dtype=x.dtype)
+    if isinstance(like, DTensor):
+        return distribute_tensor(x.to(like.device), like.device_mesh, like.placements)
+    return ranks.first(x)
