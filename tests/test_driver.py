@@ -20,13 +20,14 @@ import train.run
 from rpg_ref import RECIPES, ReferenceState
 from train import rollout as rollout_module
 from train.answering.checker import Checker
-from train.batch import pack
+from train.batch import logprobs, pack
 from train.cli import main
 from train.config import ModelConfig, RolloutConfig
 from train.evaluate import summarise
 from train.model import build_model, open_model
 from train.optim import learning_rate
-from train.policy_gradient import Diverged, accumulate, begin, improve, logprobs, reference_rule, sampling
+from train.policy import Policy
+from train.policy_gradient import Diverged, accumulate, begin, improve, reference_rule, sampling
 from train.preset import dump, load
 from train.problems.tasks import Task, deal, deal_from
 from train.rollout import Rollout, draw, judge, overlong
@@ -76,7 +77,7 @@ def drawing(monkeypatch, tokenizer, said, **settings):
     given = {"rollout.prompts": 2, "rollout.samples": 2, "optimizer.prompts": 1}
     config = load("cpu_tiny", given | {f"rollout.{key}": value for key, value in settings.items()})
     tasks = [Task([i], "46") for i in range(7)]
-    return draw(None, tokenizer, Checker("exact"), tasks, RECIPES[config.recipe], config, 0, 3, Clock())
+    return draw(torch.nn.Module(), tokenizer, Checker("exact"), tasks, RECIPES[config.recipe], config, 0, 3, Clock())
 
 
 def test_groups_without_a_difference_are_drawn_again(monkeypatch, tokenizer):
@@ -150,7 +151,7 @@ def rollout_of(tokenizer, n=8):
 @pytest.mark.parametrize("budget", [1, 20, 40])
 def test_micro_batches_change_nothing(tokenizer, name, budget):
     recipe = dataclasses.replace(RECIPES[name], beta=0.1) if RECIPES[name].beta else RECIPES[name]
-    model, rollout = small_model(tokenizer).double(), rollout_of(tokenizer)
+    model, rollout = Policy(small_model(tokenizer)).double(), rollout_of(tokenizer)
     old = logprobs(model, rollout.batch, 0, 1.0) + 0.01
     found = []
     for tokens in (0, budget):

@@ -3,6 +3,7 @@
 import math
 from dataclasses import replace
 
+import mpmath
 import pytest
 import torch
 from hypothesis import given
@@ -90,6 +91,26 @@ def test_the_fused_path_is_the_plain_path(name, seed, temperature, tied, on_poli
     fused = case.everything(case.fused, recipe, on_policy=on_policy, chunk=chunk)
     for key, expected in plain.items():
         assert_close(fused[key], expected, **TIGHT, msg=lambda text, key=key: f"{key}: {text}")
+
+
+@pytest.mark.parametrize("token", range(3))
+def test_one_tokens_score_says_the_entropy_in_fifty_digits(token):
+    """Whichever token was drawn; from the definitions of a softmax and its entropy, at a temperature."""
+    hidden, head, temperature = [0.7, -1.3], [[1.1, 0.4], [-0.8, 2.5], [0.3, -0.6]], 0.6
+    with mpmath.workdps(50):
+        h, W, tau = mpmath.matrix(hidden), mpmath.matrix(head), mpmath.mpf(temperature)
+        powers = [mpmath.exp(z) for z in W * h / tau]
+        p = [power / sum(powers) for power in powers]
+        entropy = -sum(x * mpmath.log(x) for x in p)
+        score = mpmath.matrix([((k == token) - p[k]) / tau for k in range(3)])
+        assert abs(entropy + mpmath.log(p[token]) - (h.T * W.T * score)[0]) < 1e-48
+        exact = [mpmath.log(p[token]), entropy, *(W.T * score), *(score * h.T)]
+    leaves = [torch.tensor(x, dtype=torch.float64, requires_grad=True) for x in ([[hidden]], head)]
+    ids, one = torch.tensor([[token]]), torch.ones(1, 1)
+    out = fused_loss(RECIPES["ppo"], *leaves, ids, None, None, -one[0].double(), one, temperature=temperature)
+    out.loss.backward()  # the advantage is −1 and the ratio 1: the gradient is the score
+    found = torch.cat([x.flatten() for x in (out.logp, out.entropy, *(leaf.grad for leaf in leaves))])
+    assert_close(found, torch.tensor([float(x) for x in exact], dtype=torch.float64), rtol=1e-14, atol=1e-15)
 
 
 @given(seed=st.integers(0, 2**32), temperature=st.sampled_from([1.0, 0.6]), chunk=st.integers(1, B * T))

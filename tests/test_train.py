@@ -20,6 +20,7 @@ from train.cli import main
 from train.config import ModelConfig, OptimizerConfig
 from train.model import build_model
 from train.optim import build_optimizer, step
+from train.policy import Policy
 from train.preset import dump, load
 from train.problems.files import Message, read
 from train.problems.tasks import Task
@@ -108,7 +109,7 @@ def by_hand(model, prompt, response):
 def test_log_probs_are_those_of_the_tokens_themselves_whatever_the_padding(model):
     batch = pack(PROMPTS, RESPONSES, pad_id=258)
     assert batch.mask.tolist() == [[1, 1, 1], [1, 0, 0]]
-    logp = response_logprobs(model, batch)
+    logp = response_logprobs(Policy(model), batch)
     for row, (prompt, response) in enumerate(zip(PROMPTS, RESPONSES, strict=True)):
         expected = by_hand(model, prompt, response)
         assert logp[row, : len(response)].tolist() == pytest.approx(expected, abs=1e-5)
@@ -121,24 +122,24 @@ def test_log_probs_are_tempered(model):
     batch = pack(PROMPTS[:1], RESPONSES[:1], pad_id=258)
     logits = model(batch.tokens).logits[0, 3:6] / 0.5
     expected = logits.log_softmax(-1)[range(3), RESPONSES[0]]
-    assert torch.allclose(response_logprobs(model, batch, temperature=0.5)[0], expected, atol=1e-5)
+    assert torch.allclose(response_logprobs(Policy(model), batch, temperature=0.5)[0], expected, atol=1e-5)
 
 
 def test_positions_count_from_each_sequence_s_own_first_token():
     """Rotary positions are relative, so only a look at them tells; models with absolute ones would differ."""
     seen = {}
 
-    def model(**inputs):
+    def policy(then, **inputs):
         seen.update(inputs)
-        return SimpleNamespace(logits=torch.zeros(2, 4, 262))
+        return then(torch.zeros(2, 10, 4), torch.zeros(262, 4))
 
-    response_logprobs(model, pack(PROMPTS, RESPONSES, pad_id=258))
+    response_logprobs(policy, pack(PROMPTS, RESPONSES, pad_id=258))
     assert seen["position_ids"].tolist() == [[0, 0, 0, 0, 1, 2, 3, 4, 5, 6], [0, 1, 2, 3, 4, 5, 6, 7, 7, 7]]
     assert seen["attention_mask"].tolist() == [[0, 0, 0, 1, 1, 1, 1, 1, 1, 1], [1, 1, 1, 1, 1, 1, 1, 1, 0, 0]]
 
 
 def draw(model, tokenizer, prompts, seed=0, temperature=1.0):
-    return sample(model, tokenizer, prompts, max_tokens=2, temperature=temperature, seed=seed)
+    return sample(Policy(model), tokenizer, prompts, max_tokens=2, temperature=temperature, seed=seed)
 
 
 def test_the_sampler_draws_from_the_trainer_s_distribution_left_padding_included(model, tokenizer):
@@ -165,21 +166,23 @@ def test_what_a_row_says_depends_on_no_other_row(model, tokenizer):
     """Rows that end are dropped on the way; prompts are shared; batches are split: none of it changes a row."""
     prompts = [PROMPTS[i % 2] for i in range(40)]
     words = {"max_tokens": 100, "temperature": 0.5, "seed": 5}
-    tokens = Counter(token for said in sample(model, tokenizer, prompts, **words) for token in said)
+    tokens = Counter(token for said in sample(Policy(model), tokenizer, prompts, **words) for token in said)
     tokenizer = SimpleNamespace(pad_token_id=258, eos_token_id=tokens.most_common(1)[0][0])
-    drawn = sample(model, tokenizer, prompts, **words)
+    drawn = sample(Policy(model), tokenizer, prompts, **words)
     lengths = sorted(map(len, drawn))
     assert lengths[0] < lengths[len(lengths) // 2] < 100, "rows must be dropped at several moments"
     keep = [row for row in range(40) if row % 2]
     alone = {row: drawn[row] for row in keep}
-    others_gone = sample(model, tokenizer, [PROMPTS[1]] * 40, **words)
+    others_gone = sample(Policy(model), tokenizer, [PROMPTS[1]] * 40, **words)
     assert [others_gone[row] for row in keep] == list(alone.values())
+    assert sample(Policy(model), tokenizer, prompts, **words, at_once=7) == drawn, "how many are drawn at a time"
+    assert sample(Policy(model), tokenizer, prompts[10:17], **words, first=10) == drawn[10:17], "a rank's share"
 
 
 def test_the_sampler_follows_the_model_along_long_responses(model, tokenizer):
     """Every token is the one that the inverse distribution function gives under the model's logits without a cache."""
     prompts = [PROMPTS[0], PROMPTS[1], PROMPTS[0]]
-    drawn = sample(model, tokenizer, prompts, max_tokens=150, temperature=1e-4, seed=0)
+    drawn = sample(Policy(model), tokenizer, prompts, max_tokens=150, temperature=1e-4, seed=0)
     for prompt, said in zip(prompts, drawn, strict=True):
         with torch.no_grad():
             logits = model(torch.tensor([prompt + said])).logits[0, len(prompt) - 1 : -1]
@@ -422,7 +425,7 @@ def test_a_rollout_is_rewarded_one_or_minus_one(monkeypatch):
     config = load("cpu_tiny", {"rollout.prompts": 2, "rollout.samples": 2, "optimizer.prompts": 1})
     tasks = [Task([1, 2], "46"), Task([3], "46")]
     rollout = rollout_module.draw(
-        None, tokenizer, Checker("exact"), tasks, RECIPES[config.recipe], config, 0, 0, Clock()
+        torch.nn.Module(), tokenizer, Checker("exact"), tasks, RECIPES[config.recipe], config, 0, 0, Clock()
     )
     assert rollout.right.tolist() == [1.0, 0.0, 1.0, 1.0]
     assert rollout.advantage.tolist() == [1.0, -1.0, 0.0, 0.0]

@@ -16,6 +16,7 @@ from train.cli import main
 from train.config import ModelConfig
 from train.evaluate import spread
 from train.model import build_model
+from train.policy import Policy
 from train.sampling import sample
 from train.tokenizer import build_tokenizer
 from train.watching.clock import Clock
@@ -129,18 +130,18 @@ def naive_spread(model, start, sequences, temperature):
 @pytest.mark.parametrize("budget", [0, 1, 20])
 def test_spread_is_exact_along_the_responses(budget):
     tokenizer = build_tokenizer()
-    model, start = (build_model(SHAPE, tokenizer, seed) for seed in (0, 1))
+    model, start = (Policy(build_model(SHAPE, tokenizer, seed)) for seed in (0, 1))
     sequences = [([256, 5, 9], [7, 8, 260]), ([256, 1], [3]), ([4] * 6, [1, 2, 3, 4, 5])]
     batch = pack(*zip(*sequences, strict=True), tokenizer.pad_token_id)
     found = spread(model, start, batch, budget=budget, temperature=0.7)
-    assert found == pytest.approx(naive_spread(model, start, sequences, 0.7), rel=1e-5)
+    assert found == pytest.approx(naive_spread(model.model, start.model, sequences, 0.7), rel=1e-5)
     assert spread(model, model, batch, budget=0, temperature=0.7)["reverse_kl_start"] == 0
     assert "reverse_kl_start" not in spread(model, None, batch, budget=0, temperature=0.7)
 
 
 def test_spread_is_the_divergence_that_samples_estimate():
     tokenizer = build_tokenizer()
-    model, start = (build_model(SHAPE, tokenizer, seed) for seed in (0, 1))
+    model, start = (Policy(build_model(SHAPE, tokenizer, seed)) for seed in (0, 1))
     prompts = [[256, 5, 9]] * 2000
     said = sample(model, tokenizer, prompts, max_tokens=3, temperature=1.0, seed=0)
     batch = pack(prompts, said, tokenizer.pad_token_id)

@@ -1,0 +1,193 @@
+"""Two processes against one: on_ranks.py does the same in both, and here it is compared; and ranks that die."""
+
+import json
+import os
+import random
+import shutil
+import signal
+import subprocess
+import sys
+import time
+from pathlib import Path
+
+import pytest
+import torch
+from hypothesis import given
+from hypothesis import strategies as st
+
+from train.batch import split
+
+ROOT = Path(__file__).parents[1]
+QUIET = os.environ | {"PYTHONPATH": str(ROOT), "OMP_NUM_THREADS": "1", "PYTHONWARNINGS": "default"}
+ALONE = [sys.executable, "-P"]
+TWO = [*ALONE, "-m", "torch.distributed.run", "--standalone", "--nproc-per-node", "2"]
+
+
+@pytest.fixture(scope="module")
+def found(tmp_path_factory):
+    """What one process found, and each of two; one saves checkpoints that the two resume from, and the other way."""
+    folder = tmp_path_factory.mktemp("ranks")
+    for launcher in (ALONE, TWO, ALONE):
+        done = subprocess.run(
+            [*launcher, str(ROOT / "tests/on_ranks.py"), str(folder)], env=QUIET, capture_output=True, text=True
+        )
+        assert done.returncode == 0, done.stderr[-3000:]
+        assert "UserWarning" not in done.stderr, done.stderr
+    return {name: torch.load(folder / f"{name}.pt") for name in ("1-0", "2-0", "2-1")}
+
+
+def error_of(found, case):
+    """The worst difference of two processes from one, relative to the largest number of its kind; ranks agree."""
+    worst = 0.0
+    for title, kinds in found["1-0"][case].items():
+        for kind, expected in kinds.items():
+            first, second = (found[name][case][title][kind] for name in ("2-0", "2-1"))
+            assert torch.equal(first, second), f"the ranks differ: {title}, {kind}"
+            scale = max(1e-30, float(expected.double().abs().max()))
+            worst = max(worst, float((first.double() - expected.double()).abs().max()) / scale)
+    return worst
+
+
+def test_loss_gradient_and_weights_are_those_of_one_process(found):
+    """In float64; with recomputation, any split, one sequence for two ranks, a recipe of whole responses."""
+    assert len(found["1-0"]["gradients"]) == 24
+    assert error_of(found, "gradients") < 1e-13
+
+
+def test_a_split_changes_nothing_but_rounding(found):
+    for rank in found.values():
+        for title, whole in rank["gradients"].items():
+            if title.endswith("budget 0"):
+                cut = rank["gradients"][title.replace("budget 0", "budget 25")]
+                for kind in ("gradient", "metrics"):
+                    assert (cut[kind] - whole[kind]).abs().max() <= 1e-12 * whole[kind].abs().max()
+        assert sum(bool(case["gradient"].any()) for case in rank["gradients"].values()) > 20, "few are clipped away"
+
+
+def test_whole_steps_are_those_of_one_process(found):
+    """In float32: references that are kept or follow, schedule-free, the distance from the start."""
+    assert error_of(found, "loops") < 3e-6
+
+
+def test_bfloat16_passes_give_the_gradient_to_two_digits(found):
+    for rank in found.values():
+        exact, rounded = (rank["half"][precision]["gradient"] for precision in ("float32", "bfloat16"))
+        assert 1e-4 * exact.norm() < (rounded - exact).norm() < 0.03 * exact.norm()
+
+
+def test_every_rank_draws_judges_and_filters_alike(found):
+    assert error_of(found, "draws") == 0
+
+
+def test_a_gradient_that_is_broken_on_one_rank_is_skipped_by_both(found):
+    for rank in found.values():
+        assert rank["broken"]["skipped"][""].tolist() == [1, 0, 1, True], "skipped, none taken, one in a row, unmoved"
+
+
+def test_what_fails_on_one_rank_is_heard_on_the_other(found):
+    assert found["2-0"]["failing"] == {"heard": {"": "rank 1 failed: RuntimeError: the engine is out of memory"}}
+    assert found["2-1"]["failing"] == found["1-0"]["failing"] == {"own": {"": "the engine is out of memory"}}
+
+
+@pytest.mark.parametrize("kind", ["adamw", "schedule-free"])
+@pytest.mark.parametrize("before", [1, 2])
+@pytest.mark.parametrize("after", ["1-0", "2-0", "2-1"])
+def test_a_checkpoint_is_resumed_by_any_number_of_processes(found, kind, before, after):
+    saved = found[after]["saved"]
+    resumed, straight = saved[f"resumed from {kind}-{before}"]["weights"], saved[kind]["weights"]
+    if after.startswith(str(before)):
+        assert torch.equal(resumed, straight), "bit for bit"
+    assert (resumed - straight).abs().max() < 1e-6
+
+
+sizes = st.lists(st.tuples(st.integers(1, 50), st.integers(0, 50)), min_size=1, max_size=40)
+
+
+@given(sizes, st.integers(0, 300), st.integers(1, 5))
+def test_a_split_is_a_partition_within_its_budget(lengths, budget, number):
+    dealt = split(lengths, budget, number)
+    assert len(dealt) == number and len({len(parts) for parts in dealt}) == 1
+    assert sorted(row for parts in dealt for rows in parts for row in rows) == list(range(len(lengths)))
+    counts = [sum(map(len, parts)) for parts in dealt]
+    assert max(counts) - min(counts) <= 1
+    assert any(parts[-1] for parts in dealt), "no pass is made that no rank needs"
+    for rows in (rows for parts in dealt for rows in parts if len(rows) > 1 and budget):
+        assert len(rows) * sum(max(lengths[row][of] for row in rows) for of in (0, 1)) <= budget
+
+
+SMALL = """--steps 5 --eval-samples 2 --data.test-problems 8 --warm-start.steps 2 --warm-start.batch 4
+--rollout.prompts 4 --rollout.samples 2 --optimizer.prompts 2 --checkpoint-every 1 --model.width 32 --model.mlp-width 32
+--model.layers 1 --model.heads 2 --model.key-value-heads 1 --reference.replace never""".split()
+
+
+def command(folder, launcher=TWO):
+    return [*launcher, "-m", "train", "run", "cpu_tiny", *SMALL, "--run-dir", str(folder)]
+
+
+def start(words):
+    return subprocess.Popen(words, env=QUIET, stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True, cwd=ROOT)
+
+
+def ranks_of(launcher):
+    """The processes that torchrun started, in the order of their ranks."""
+    children = Path(f"/proc/{launcher.pid}/task/{launcher.pid}/children").read_text().split()
+    number = {}
+    for child in children:
+        variables = Path(f"/proc/{child}/environ").read_bytes().split(b"\0")
+        number[int(next(x[5:] for x in variables if x.startswith(b"RANK=")))] = int(child)
+    return [number[rank] for rank in sorted(number)]
+
+
+def wait_for(path, process):
+    until = time.monotonic() + 120
+    while not path.exists() and process.poll() is None:
+        assert time.monotonic() < until
+        time.sleep(0.02)
+
+
+def rows(folder):
+    lines = (folder / "metrics.jsonl").read_text().splitlines()
+    clocks = ("seconds", "tokens_per_second")
+    return [{k: v for k, v in json.loads(line).items() if not k.startswith(clocks)} for line in lines]
+
+
+@pytest.mark.parametrize("victim, blow", [(1, signal.SIGKILL), (0, signal.SIGTERM)])
+def test_a_rank_that_dies_ends_the_run_within_a_minute(tmp_path, victim, blow):
+    run = start([*command(tmp_path / "run"), "--steps", "1000"])
+    wait_for(tmp_path / "run/checkpoints/step-00000001", run)
+    members = ranks_of(run)
+    began = time.monotonic()
+    os.kill(members[victim], blow)
+    run.communicate(timeout=60)
+    assert run.returncode != 0 and time.monotonic() - began < 60
+    assert not any(Path(f"/proc/{member}").exists() for member in members)
+
+
+def test_bad_input_is_said_once(tmp_path):
+    run = start([*command(tmp_path / "run"), "--rollout.max-tokens", "1"])
+    _, errors = run.communicate(timeout=120)
+    assert run.returncode != 0 and errors.count("rollout.max_tokens is 1 but the answer") == 1
+    assert not (tmp_path / "run").exists()
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("seed", [0, 1])
+def test_a_run_on_two_ranks_that_was_killed_ends_bit_for_bit(tmp_path, seed):
+    """Against an undisturbed run on two; and one process goes on from what two have left."""
+    rng = random.Random(seed)
+    calm = start(command(tmp_path / "calm"))
+    assert calm.wait(timeout=300) == 0, calm.stderr.read()
+    killed = start(command(tmp_path / "run"))
+    wait_for(tmp_path / f"run/checkpoints/step-0000000{rng.randrange(1, 4)}", killed)
+    time.sleep(rng.random() / 2)
+    os.kill(rng.choice(ranks_of(killed)), signal.SIGKILL)
+    assert killed.wait(timeout=60) != 0
+    shutil.copytree(tmp_path / "run", tmp_path / "alone")
+    for folder, launcher in ((tmp_path / "run", TWO), (tmp_path / "alone", ALONE)):
+        resumed = start([*launcher, "-m", "train", "resume", str(folder)])
+        assert resumed.wait(timeout=300) == 0, resumed.stderr.read()
+    assert rows(tmp_path / "run") == rows(tmp_path / "calm")
+    for file in ("model/model.safetensors", "transcripts.jsonl"):
+        assert (tmp_path / "run" / file).read_bytes() == (tmp_path / "calm" / file).read_bytes()
+    for ours, theirs in zip(rows(tmp_path / "alone"), rows(tmp_path / "calm"), strict=True):
+        assert ours == pytest.approx(theirs, rel=1e-3, abs=1e-4)
