@@ -35,7 +35,7 @@ def joined(*, timeout: float, single: bool = False) -> Iterator[None]:
         yield
         return
     # Each kind of tensor has its backend: what this module sends is on the CPU, what FSDP sends where the model is.
-    backend = "cpu:gloo,cuda:nccl" if torch.cuda.is_available() else "cpu:gloo"
+    backend = "cpu:gloo,cuda:nccl" if torch.cuda.is_available() else "gloo"
     alone: dict[str, Any] = {} if launched else {"store": HashStore(), "rank": 0, "world_size": 1}
     dist.init_process_group(backend, timeout=timedelta(seconds=timeout), **alone)
     yield
