@@ -16,8 +16,9 @@ from types import SimpleNamespace
 import pytest
 import torch
 
+import train.job
 import train.run
-from rpg_ref import RECIPES, ReferenceState
+from rpg_ref import RECIPES, ReferenceState, token_entropy, token_logprobs
 from train import rollout as rollout_module
 from train.answering.checker import Checker
 from train.batch import logprobs, pack
@@ -26,11 +27,12 @@ from train.config import ModelConfig, RolloutConfig
 from train.evaluate import summarise
 from train.model import build_model, open_model
 from train.optim import learning_rate
-from train.policy import Policy
+from train.policy import Policy, blocks
 from train.policy_gradient import Diverged, accumulate, begin, improve, reference_rule, sampling
 from train.preset import dump, load
 from train.problems.tasks import Task, deal, deal_from
 from train.rollout import Rollout, draw, judge, overlong
+from train.sampling import sample
 from train.saving.durable import alone
 from train.tokenizer import answer_ids, build_tokenizer
 from train.watching.clock import Clock
@@ -44,7 +46,7 @@ CLOCKS = ("seconds", "tokens_per_second")
 
 @pytest.fixture(autouse=True)
 def verified_elsewhere(monkeypatch):
-    monkeypatch.setattr(train.run, "verify", lambda recipe: OK)
+    monkeypatch.setattr(train.job, "verify", lambda recipe: OK)
 
 
 @pytest.fixture(scope="module")
@@ -161,6 +163,53 @@ def test_micro_batches_change_nothing(tokenizer, name, budget):
     (whole, of_whole), (parts, of_parts) = found
     assert (whole - parts).abs().max() < 1e-12 * whole.abs().max()
     assert of_parts == pytest.approx(of_whole, rel=1e-6, abs=1e-9)
+
+
+@pytest.mark.parametrize("tied", [True, False])
+@pytest.mark.parametrize("name", ["rpg-reinforce-urkl-clip", "gspo"])
+def test_the_gradient_is_the_recipes_on_the_models_own_logits(tokenizer, name, tied):
+    """Sequence by sequence, without padding, through transformers' own head."""
+    recipe, rollout = RECIPES[name], rollout_of(tokenizer)
+    model = small_model(tokenizer).double()
+    if not tied:
+        model.config.tie_word_embeddings = False
+        own = torch.randn_like(model.lm_head.weight) / 6
+        model.lm_head.weight = torch.nn.Parameter(own)
+    old = logprobs(Policy(model), rollout.batch, 0, 0.7) + 0.01
+    A = rollout.advantage.double()
+    metrics = accumulate(Policy(model), rollout.batch, old, None, A, recipe, 30, 0.7)
+    found = {key: weight.grad.clone() for key, weight in model.named_parameters()}
+    assert ("lm_head.weight" in found) != tied
+    model.zero_grad()
+    losses, entropies = [], []
+    for row, (prompt, length) in enumerate(rollout.batch.lengths):
+        ids = rollout.batch.tokens[row][rollout.batch.attention[row] != 0]
+        logits = model(input_ids=ids[None]).logits[:, prompt - 1 : -1]
+        logp = token_logprobs(logits, ids[None, prompt:], temperature=0.7)
+        kept = slice(row, row + 1)
+        mask, denominator = torch.ones_like(logp), recipe.count(rollout.batch.mask)
+        losses.append(recipe(logp, old[kept, :length], None, A[kept], mask, denominator=denominator).loss)
+        entropies.append(token_entropy(logits.detach(), temperature=0.7).flatten())
+    sum(losses).backward()
+    for key, weight in model.named_parameters():
+        assert torch.allclose(found[key], weight.grad, rtol=1e-10, atol=1e-14), key
+    assert metrics["loss"] == pytest.approx(sum(losses).item(), rel=1e-10)
+    assert metrics["entropy"] == pytest.approx(torch.cat(entropies).mean().item(), rel=1e-10)
+
+
+@pytest.mark.parametrize("again", [False, True])
+def test_blocks_are_computed_again_on_the_way_back(tokenizer, again):
+    """transformers' own switch does nothing to a model in evaluation mode, and says nothing of it."""
+    state, config = improving(tokenizer, **{"optimizer.recompute": again, "reference.replace": "never"})
+    calls = []
+    for block in blocks(state.model):
+        block.mlp.register_forward_pre_hook(lambda *_: calls.append(torch.is_grad_enabled()))
+    rollout = rollout_of(tokenizer)
+    logprobs(state.reference, rollout.batch, 0, 1.0)
+    assert not calls, "the reference has blocks of its own"
+    accumulate(state.model, rollout.batch, None, None, rollout.advantage, RECIPES["grpo"], 0, 1.0)
+    assert calls == [True] * (2 if again else 1)
+    sample(state.model, tokenizer, [[1, 2]], max_tokens=2, temperature=1.0, seed=0)
 
 
 def improving(tokenizer, **given):
@@ -382,6 +431,22 @@ def test_a_broken_policy_ends_the_run_and_says_what_to_do(tmp_path, capsys):
     assert "begin a new run with a lower optimizer.learning_rate" in capsys.readouterr().err
 
 
+@pytest.mark.parametrize("kind, changes", [("Gemma2", {}), ("Granite", {"logits_scaling": 2.0}), ("Phi", {})])
+def test_a_model_whose_logits_are_no_product_is_refused(tmp_path, kind, changes):
+    """Capped, scaled, and with a bias (which random weights leave at zero)."""
+    import transformers
+
+    sizes = {"vocab_size": 262, "hidden_size": 16, "intermediate_size": 16, "num_hidden_layers": 1}
+    heads = {"num_attention_heads": 2, "num_key_value_heads": 2, "head_dim": 8}
+    config = getattr(transformers, f"{kind}Config")(**sizes, **heads, **changes)
+    model = getattr(transformers, f"{kind}ForCausalLM")(config)
+    if model.lm_head.bias is not None:
+        torch.nn.init.ones_(model.lm_head.bias[:9])
+    model.save_pretrained(tmp_path)
+    with pytest.raises(ValueError, match="caps, scales or shifts its logits"):
+        open_model(str(tmp_path))
+
+
 def test_a_model_with_a_state_of_its_own_is_refused(tmp_path, tokenizer):
     from transformers import MambaConfig, MambaForCausalLM
 
@@ -421,8 +486,9 @@ def test_what_is_no_run_is_refused(tmp_path, capsys):
 
 SCRIPT = """
 import sys, types
+import train.job
 import train.run
-train.run.verify = lambda recipe: types.SimpleNamespace(ok=True, verdict="verified elsewhere")
+train.job.verify = lambda recipe: types.SimpleNamespace(ok=True, verdict="verified elsewhere")
 from train.cli import main
 sys.exit(main(sys.argv[1:]))
 """
@@ -469,10 +535,11 @@ def may_mount():
 FULL = """
 import io, json, subprocess, sys
 from contextlib import redirect_stderr
+import train.job
 import train.run
 from pathlib import Path
 from tests.test_driver import OK, command, main
-train.run.verify = lambda recipe: OK
+train.job.verify = lambda recipe: OK
 disk, told = sys.argv[1], []
 subprocess.run(["mount", "-t", "tmpfs", "-o", "size=64k", "tmpfs", disk], check=True)
 words = command(f"{disk}/run", "--steps", "4")

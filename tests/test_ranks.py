@@ -156,9 +156,12 @@ def rows(folder):
     return [{k: v for k, v in json.loads(line).items() if not k.startswith(clocks)} for line in lines]
 
 
-@pytest.mark.parametrize("victim, blow", [(1, signal.SIGKILL), (0, signal.SIGTERM)])
-def test_a_rank_that_dies_ends_the_run_within_a_minute(tmp_path, victim, blow):
-    run = start([*command(tmp_path / "run"), "--steps", "1000"])
+@pytest.mark.parametrize(
+    "victim, blow",
+    [(1, signal.SIGKILL), (0, signal.SIGTERM), pytest.param(1, signal.SIGSTOP, marks=pytest.mark.slow)],
+)
+def test_a_rank_that_dies_or_hangs_ends_the_run_within_a_minute(tmp_path, victim, blow):
+    run = start([*command(tmp_path / "run"), "--steps", "1000", "--timeout", "10"])
     wait_for(tmp_path / "run/checkpoints/step-00000001", run)
     members = ranks_of(run)
     began = time.monotonic()

@@ -10,6 +10,7 @@ import pytest
 import torch
 from transformers import AutoModelForCausalLM, AutoTokenizer
 
+import train.job
 import train.run
 from rpg_ref import RECIPES
 from rpg_ref.verify import verify
@@ -267,7 +268,7 @@ def test_a_small_run_writes_everything_and_its_checkpoint_reloads(tmp_path, caps
 
 def test_the_checkpoint_is_the_model_that_was_trained(tmp_path, monkeypatch):
     trained = []
-    monkeypatch.setattr(train.run, "verify", lambda recipe: OK)
+    monkeypatch.setattr(train.job, "verify", lambda recipe: OK)
     monkeypatch.setattr(train.run, "build_model", lambda *a: trained.append(build_model(*a)) or trained[0])
     assert main(command(tmp_path / "run")) == 0
     reloaded = AutoModelForCausalLM.from_pretrained(tmp_path / "run" / "model")
@@ -277,7 +278,7 @@ def test_the_checkpoint_is_the_model_that_was_trained(tmp_path, monkeypatch):
 
 
 def test_the_same_seed_gives_the_same_numbers_and_another_gives_others(tmp_path, monkeypatch):
-    monkeypatch.setattr(train.run, "verify", lambda recipe: OK)
+    monkeypatch.setattr(train.job, "verify", lambda recipe: OK)
     runs = []
     for name, seed in (("a", "0"), ("b", "0"), ("c", "1")):
         assert main(command(tmp_path / name, "--seed", seed)) == 0
@@ -288,7 +289,7 @@ def test_the_same_seed_gives_the_same_numbers_and_another_gives_others(tmp_path,
 
 @pytest.mark.parametrize("recipe", ["rpg-rkl", "grpo", "rpg-ufkl-clip-as-printed"])
 def test_other_recipes_run_on_a_user_s_own_file(tmp_path, monkeypatch, recipe):
-    monkeypatch.setattr(train.run, "verify", lambda recipe: OK)
+    monkeypatch.setattr(train.job, "verify", lambda recipe: OK)
     path = tmp_path / "mine.jsonl"
     rows = [
         {"prompt": [{"role": "user", "content": f"say {i}"}], "reward_model": {"ground_truth": str(i)}}
@@ -306,7 +307,7 @@ def test_other_recipes_run_on_a_user_s_own_file(tmp_path, monkeypatch, recipe):
 
 def test_a_recipe_that_is_not_what_it_says_is_refused_before_anything_is_written(tmp_path, capsys, monkeypatch):
     monkeypatch.setattr(
-        train.run, "verify", lambda recipe: SimpleNamespace(ok=False, verdict=f"{recipe.name} is wrong")
+        train.job, "verify", lambda recipe: SimpleNamespace(ok=False, verdict=f"{recipe.name} is wrong")
     )
     message = refusal(capsys, *command(tmp_path / "run"))
     assert "refusing to train: rpg-reinforce-urkl-clip is wrong" in message and not (tmp_path / "run").exists()
@@ -319,14 +320,14 @@ def test_the_recipe_that_is_verified_is_the_one_with_the_run_s_beta(tmp_path, mo
         seen.append(recipe)
         return SimpleNamespace(ok=False, verdict="")
 
-    monkeypatch.setattr(train.run, "verify", fail)
+    monkeypatch.setattr(train.job, "verify", fail)
     main(command(tmp_path / "run", "--beta", "0.5"))
     main(command(tmp_path / "run", "--recipe", "grpo"))
     assert [recipe.beta for recipe in seen] == [0.5, RECIPES["grpo"].beta]
 
 
 def test_a_run_folder_is_never_overwritten(tmp_path, capsys, monkeypatch):
-    monkeypatch.setattr(train.run, "verify", lambda recipe: OK)
+    monkeypatch.setattr(train.job, "verify", lambda recipe: OK)
     (tmp_path / "precious").write_text("x")
     for folder in (tmp_path, tmp_path / "precious"):
         assert "exists already; choose another with --run-dir" in refusal(capsys, *command(folder))
@@ -368,7 +369,7 @@ def test_a_run_folder_is_never_overwritten(tmp_path, capsys, monkeypatch):
     ],
 )
 def test_bad_input_is_one_line_that_names_it_and_its_remedy(capsys, monkeypatch, tmp_path, arguments, message):
-    monkeypatch.setattr(train.run, "verify", lambda recipe: OK)
+    monkeypatch.setattr(train.job, "verify", lambda recipe: OK)
     monkeypatch.chdir(tmp_path)
     assert message in refusal(capsys, *arguments.split())
     assert not list(tmp_path.iterdir())

@@ -10,6 +10,7 @@ import numpy as np
 import pytest
 import torch
 
+import train.job
 import train.run
 from train.batch import pack, response_logprobs
 from train.cli import main
@@ -32,7 +33,7 @@ SMALL = """--steps 3 --eval-samples 2 --eval-every 2 --data.test-problems 8 --wa
 
 @pytest.fixture(autouse=True)
 def verified_elsewhere(monkeypatch):
-    monkeypatch.setattr(train.run, "verify", lambda recipe: SimpleNamespace(ok=True, verdict="verified elsewhere"))
+    monkeypatch.setattr(train.job, "verify", lambda recipe: SimpleNamespace(ok=True, verdict="verified elsewhere"))
 
 
 @pytest.mark.parametrize("recipe", ["rpg-reinforce-urkl-clip", "cispo"])

@@ -63,7 +63,7 @@ def _run(rest: Sequence[str], asks_help: bool) -> int:
     config = load(rest[0], overrides(rest[1:]))
     if asks_help:
         tyro.cli(Config, default=config, args=["--help"], prog=f"python -m train run {rest[0]}")
-    from train.run import prepare
+    from train.job import prepare
 
     return _together(config, lambda: prepare(config))
 
@@ -74,7 +74,7 @@ def _resume(rest: Sequence[str], asks_help: bool) -> int:
         return 0
     if not rest or rest[0].startswith("-"):
         raise ValueError("resume needs a run's folder first, such as runs/cpu_tiny-seed0")
-    from train.run import config_of, prepare_again
+    from train.job import config_of, prepare_again
 
     config = config_of(Path(rest[0]), overrides(rest[1:]))
     return _together(config, lambda: prepare_again(config))

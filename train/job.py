@@ -1,0 +1,154 @@
+"""What can be refused before a run begins: its recipe, its folder, its problems, a checkpoint that is not its own."""
+
+import dataclasses
+import hashlib
+from collections.abc import Iterator, Mapping
+from importlib.util import find_spec
+from pathlib import Path
+from typing import Any, NamedTuple
+
+import msgspec
+from transformers import PreTrainedTokenizerBase
+
+from rpg_ref import BASELINES, RECIPES, Recipe
+from rpg_ref.verify import verify
+from train import ranks
+from train.answering.checker import Checker
+from train.config import Config
+from train.model import tokenizer_of
+from train.preset import dump, load
+from train.problems.arithmetic import generate
+from train.problems.tasks import Task, arithmetic, encode, read_split
+from train.seeds import derive
+from train.watching.loggers import check_loggers
+
+EXTENDABLE = frozenset("steps checkpoint_every eval_every transcripts loggers threads device timeout run_dir".split())
+"""What a resumed run may change: nothing of it bears on the steps that are done."""
+
+
+class Job(NamedTuple):
+    """A run that may begin: its recipe is verified, its problems are read, its folder is there."""
+
+    config: Config
+    recipe: Recipe
+    verdict: str
+    tokenizer: PreTrainedTokenizerBase
+    train: list[Task]
+    test: list[Task]
+    generated: dict[str, list[dict[str, Any]]]
+
+    @property
+    def problems(self) -> str:
+        """A hash of all problems: a resumed run must have the same."""
+        return hashlib.sha256(repr((self.train, self.test)).encode()).hexdigest()
+
+
+def prepare(config: Config) -> Job:
+    """Check everything of a new run, in this order: the recipe against the oracle, the run folder, the problems.
+
+    Raises:
+        ValueError: any of them is not as it must be; nothing has been written then.
+    """
+    folder = config.folder
+    checked = ranks.everywhere(lambda: _checked(config))
+    ranks.from_first(lambda: _refuse_used(folder))
+    job = ranks.everywhere(lambda: _with_problems(config, *checked))
+    ranks.from_first(lambda: _make(folder))
+    return job
+
+
+def _refuse_used(folder: Path) -> None:
+    if folder.exists() and not (folder.is_dir() and not any(folder.iterdir())):
+        raise ValueError(
+            f"the run folder {folder} exists already; choose another with --run-dir, or go on with `resume {folder}`"
+        )
+
+
+def _make(folder: Path) -> None:
+    try:
+        folder.mkdir(parents=True, exist_ok=True)
+    except OSError as error:
+        raise ValueError(f"cannot make the run folder {folder}: {error.strerror}; choose one with --run-dir") from error
+
+
+def config_of(folder: Path, overrides: dict[str, Any]) -> Config:
+    """Return the config of a run that is to go on where it stopped.
+
+    Args:
+        folder: the run's folder.
+        overrides: values by dotted key; only those of EXTENDABLE may differ from the run's own.
+
+    Raises:
+        ValueError: the folder is no run's, or a value is out of range.
+    """
+    path = folder / "config.toml"
+    if not path.is_file():
+        raise ValueError(f"{folder} is no run's folder, it has no config.toml; pass the folder that `run` wrote")
+    config = load(str(path), {"run_dir": str(folder)} | overrides)
+    if config.folder != folder:
+        raise ValueError(f"run_dir is {config.folder} and not {folder}; a run goes on in its own folder")
+    return config
+
+
+def prepare_again(config: Config) -> Job:
+    """Check everything of a run that goes on where it stopped, but the config against that of its checkpoint.
+
+    Raises:
+        ValueError: something is not as it must be.
+    """
+    checked = ranks.everywhere(lambda: _checked(config))
+    return ranks.everywhere(lambda: _with_problems(config, *checked))
+
+
+def _checked(config: Config) -> tuple[Recipe, str]:
+    check_loggers(config.loggers)
+    Checker(config.data.rule)
+    if config.optimizer.kind == "schedule-free" and find_spec("schedulefree") is None:
+        raise ValueError("optimizer.kind is schedule-free, whose package is missing; pip install schedulefree")
+    recipe = RECIPES[config.recipe]
+    if config.beta is not None:
+        recipe = dataclasses.replace(recipe, beta=config.beta)
+    smallest = BASELINES[recipe.baseline].smallest_group
+    if config.rollout.samples < smallest:
+        raise ValueError(
+            f"rollout.samples is {config.rollout.samples} but {recipe.baseline} needs {smallest}; raise it"
+        )
+    row = verify(recipe)
+    if not row.ok:
+        raise ValueError(f"refusing to train: {row.verdict}")
+    return recipe, row.verdict
+
+
+def _with_problems(config: Config, recipe: Recipe, verdict: str) -> Job:
+    tokenizer = tokenizer_of(config.model)
+    generated = {}
+    if config.data.train is None:
+        generated = generate(derive(config.seed, "problems"), config.data.test_problems)
+    split = arithmetic(generated) if generated else read_split(config.data)
+    train_tasks, test_tasks = (encode(problems, tokenizer, config) for problems in split)
+    return Job(config, recipe, verdict, tokenizer, train_tasks, test_tasks, generated)
+
+
+def refuse_other_run(kept: Mapping[str, Any], job: Job) -> None:
+    """Refuse a checkpoint of another run, and say in what it differs."""
+    then, now = msgspec.toml.decode(kept["config"].encode()), msgspec.toml.decode(dump(job.config).encode())
+    changed = [
+        f"{key} {before!r} → {after!r}"
+        for key, before, after in _differences(then, now)
+        if key.partition(".")[0] not in EXTENDABLE
+    ]
+    if changed:
+        raise ValueError(
+            f"the run was begun with another configuration: {', '.join(changed)}; undo that, or begin anew"
+        )
+    if kept["problems"] != job.problems:
+        raise ValueError("the problems are others than when the run began; give it the same data files, or begin anew")
+
+
+def _differences(then: dict[str, Any], now: dict[str, Any], prefix: str = "") -> Iterator[tuple[str, Any, Any]]:
+    for key in sorted(then.keys() | now.keys()):
+        before, after = then.get(key), now.get(key)
+        if isinstance(before, dict) and isinstance(after, dict):
+            yield from _differences(before, after, f"{prefix}{key}.")
+        elif before != after:
+            yield prefix + key, before, after
