@@ -134,6 +134,7 @@ def test_every_tensor_comes_back_bit_for_bit(tmp_path):
     assert not found.tensors["model"]["parameter"].requires_grad
 
 
+@pytest.mark.gpu
 @pytest.mark.skipif(not torch.cuda.is_available(), reason="needs a GPU")
 def test_tensors_on_a_gpu_come_back_on_the_cpu(tmp_path):
     snapshot = Snapshot(1, {"model": {"weight": torch.randn(3, 4, device="cuda").T}}, {})

@@ -14,11 +14,14 @@ from rpg_ref.checks import Table
 from train.config import Config, EvalConfig
 from train.preset import convert, load, presets
 
+A_DAY = 86400.0
+"""How long the processes of an evaluation wait for one another, in seconds."""
+
 USAGE = """usage: python -m train run PRESET [--key value ...]
        python -m train resume FOLDER [--steps N]
        python -m train eval MODEL FILE [--key value ...]
        python -m train report FOLDER [FOLDER ...] [--out FOLDER]
-       torchrun --nproc-per-node N -m train run | resume ...
+       torchrun --nproc-per-node N -m train run | resume | eval ...
 
 run trains a policy. PRESET is a TOML file or one of: {presets}.
 Every key of the preset can be changed: --seed 1 --steps 5 --optimizer.learning-rate 1e-4
@@ -120,10 +123,11 @@ def _eval(rest: Sequence[str], asks_help: bool) -> int:
     if len(rest) < 2 or rest[0].startswith("-") or rest[1].startswith("-"):
         raise ValueError("eval needs a model's folder and a file of problems: eval runs/NAME/model problems.parquet")
     config = convert({"model": rest[0], "problems": rest[1]} | overrides(rest[2:]), EvalConfig, "eval")
+    from train import ranks
     from train.score import score
 
-    found = score(config)
-    console = Console()
+    with ranks.joined(timeout=A_DAY):
+        found, console = score(config), Console(quiet=not ranks.is_first())
     for name, accuracy in ((f"Mean@{config.k}", found.mean_at_k), (f"Pass@{config.k}", found.pass_at_k)):
         console.print(f"{name} {accuracy}", highlight=False, soft_wrap=True)
     return 0

@@ -101,6 +101,7 @@ def prepare_again(config: Config) -> Job:
 
 
 def _checked(config: Config) -> tuple[Recipe, str]:
+    ranks.device(config.device)
     check_loggers(config.loggers)
     Checker(config.data.rule)
     if config.optimizer.kind == "schedule-free" and find_spec("schedulefree") is None:

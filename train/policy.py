@@ -64,9 +64,7 @@ def check_head(model: PreTrainedModel, path: str) -> None:
             theirs = model(input_ids=ids, use_cache=False).logits
         error = 1e-4 * float(theirs.abs().max())
         if ours.shape != theirs.shape or not torch.allclose(ours, theirs, rtol=0, atol=error):
-            raise ValueError(
-                f"{path} caps, scales or shifts its logits, of which no loss here knows; take another model"
-            )
+            raise ValueError(f"{path} caps, scales or shifts its logits, which no loss here does; take another model")
 
 
 def blocks(policy: Policy) -> list[nn.Module]:
