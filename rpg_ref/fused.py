@@ -150,8 +150,8 @@ def fused_logprobs(
     Source: the definition of a softmax policy.
     """
     softmax = _softmax(hidden, head, tokens, mask, temperature)
-    logp: Tensor = _Logprobs.apply(softmax.x, head, softmax, _parts(mask, head, chunk))
-    return logp.view(mask.shape)
+    logp: Tensor = _Logprobs.apply(softmax.x, head, softmax, _parts(mask, head, chunk), mask.shape)
+    return logp
 
 
 @cache
@@ -312,15 +312,15 @@ class _WithGradient(torch.autograd.Function):
 
 
 class _Logprobs(torch.autograd.Function):
-    """log π of each token, flat, 0 where masked."""
+    """log π of each token, 0 where masked."""
 
     @staticmethod
-    def forward(ctx: Any, x: Tensor, head: Tensor, softmax: _Softmax, parts: list[_Part]) -> Tensor:
+    def forward(ctx: Any, x: Tensor, head: Tensor, softmax: _Softmax, parts: list[_Part], shape: torch.Size) -> Tensor:
         ctx.save_for_backward(x, head)
         ctx.labels, ctx.temperature, ctx.parts = softmax.labels, softmax.temperature, parts
-        logp = softmax.zeros(x.shape[:1])
+        logp = softmax.zeros(shape)
         for live, _ in parts:
-            logp[live] = softmax.odds(live).logp
+            logp.view(-1)[live] = softmax.odds(live).logp
         return logp
 
     @staticmethod
@@ -328,8 +328,8 @@ class _Logprobs(torch.autograd.Function):
     def backward(ctx: Any, slope: Tensor) -> tuple[Tensor | None, ...]:
         x, head = ctx.saved_tensors
         softmax = _Softmax(x, head, ctx.labels, ctx.temperature)
-        x_grad = torch.zeros_like(x)
+        x_grad, slope = torch.zeros_like(x), slope.flatten()
         head_grad = softmax.zeros(head.shape) if ctx.needs_input_grad[1] else None
         for live, _ in ctx.parts:
             softmax.pull(live, softmax.odds(live), slope[live], x_grad, head_grad)
-        return x_grad, None if head_grad is None else head_grad.to(head.dtype), None, None
+        return x_grad, None if head_grad is None else head_grad.to(head.dtype), None, None, None
