@@ -169,7 +169,9 @@ def sees_other_tokens(recipe: Recipe, *, on_policy: bool) -> bool:
     Source: ours.
     """
     random = torch.Generator().manual_seed(0)
-    old, ref, sampler, change = 0.1 * torch.randn((4, 64, 3), generator=random, dtype=torch.float64)
+    # Ratios from 1e-8 to 3 nats: inside the narrowest clip, and outside the widest.
+    scale = torch.logspace(-8, 0.5, 64, dtype=torch.float64)[:, None]
+    old, ref, sampler, change = scale * torch.randn((4, 64, 3), generator=random, dtype=torch.float64)
     advantages = torch.randn(64, generator=random, dtype=torch.float64)
 
     def slope_of_first(logp: Tensor) -> Tensor:
@@ -178,9 +180,10 @@ def sees_other_tokens(recipe: Recipe, *, on_policy: bool) -> bool:
         loss = recipe(leaf, leaf.detach() if on_policy else old, ref, advantages, mask, logp_sampler=sampler).loss
         return torch.autograd.grad(loss, leaf)[0][:, 0]
 
-    logp = old + 0.1 * change
-    others = torch.tensor([0.0, 1.0, 1.0])
-    return not torch.equal(slope_of_first(logp), slope_of_first(logp + 0.1 * others * change.flip(0)))
+    logp, others = old + change, torch.tensor([0.0, 1.0, 1.0])
+    found = [slope_of_first(x) for x in (logp, logp + others * change.flip(1))]
+    # A reward that holds log v − log w = log u sees log π_θ's rounding; what is seen of 1e-8 nats is far above that.
+    return not torch.allclose(*found, rtol=1e-12, atol=1e-15)
 
 
 class _Part(NamedTuple):

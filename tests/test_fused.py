@@ -13,7 +13,7 @@ from torch import nn
 from torch.testing import assert_close
 from torch.utils._python_dispatch import TorchDispatchMode
 
-from rpg_ref import RECIPES, aggregate, fused_logprobs, fused_loss, token_entropy, token_logprobs
+from rpg_ref import RECIPES, WeightBound, aggregate, fused_logprobs, fused_loss, token_entropy, token_logprobs
 from rpg_ref.clipping import DualClip, clipped_loss
 from rpg_ref.fused import sees_other_tokens
 
@@ -162,6 +162,15 @@ def test_a_loss_of_ones_own_that_looks_around_is_found_out():
     case = Case(5)
     plain = case.everything(case.dense, recipe, on_policy=False)
     assert_close(case.everything(case.fused, recipe, on_policy=False, chunk=2), plain, **TIGHT)
+
+
+@pytest.mark.parametrize("width", [1e-6, 1e-3, 1.0])
+def test_a_recipe_that_drops_nearly_everything_is_found_out(width):
+    """Of whole responses, with weight zero outside an interval that few ratios are in."""
+    bound = WeightBound("mask", 1 - 0.5 * width, 1 + width)
+    recipe = replace(RECIPES["cispo"], level="sequence", bound=bound)
+    assert sees_other_tokens(recipe, on_policy=False)
+    assert not sees_other_tokens(replace(recipe, level="token"), on_policy=False)
 
 
 def _looks_around(logp, logp_old, advantage, divergence, beta, *, logp_ref=None, clip):
