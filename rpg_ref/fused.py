@@ -126,6 +126,7 @@ def fused_loss(
                 differentiate(rows)
             score = softmax.pull(live, odds, slope.view(-1)[live], x_grad, head_grad)
             entropy.view(-1)[live] = (softmax.x[live] * score).sum(1) - odds.logp
+            del odds  # the next chunk's would be made beside them
         loss, metrics = call(logp, slice(None))
     loss = _WithGradient.apply(loss, hidden, head, x_grad.view_as(hidden), head_grad)
     return FusedOutput(loss, metrics, logp, entropy)

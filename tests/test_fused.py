@@ -1,6 +1,7 @@
 """The fused path against the plain one, which forms all logits and lets autograd go back through them."""
 
 import math
+import weakref
 from dataclasses import replace
 
 import mpmath
@@ -183,7 +184,7 @@ class Watch(TorchDispatchMode):
 
     def __init__(self, elements):
         super().__init__()
-        self.elements, self.seen, self.largest = elements, [], 0
+        self.elements, self.seen, self.largest, self.alive, self.most = elements, [], 0, [], 0
 
     def __torch_dispatch__(self, func, types, args=(), kwargs=None):
         out = func(*args, **(kwargs or {}))
@@ -191,6 +192,9 @@ class Watch(TorchDispatchMode):
         name = func.overloadpacket.__name__
         if any(x.numel() == self.elements for x in tensors) and name not in ("permute", "detach", "alias"):
             self.seen.append(name)
+        if name == "mm" and out.numel() == self.elements:
+            self.alive = [x for x in self.alive if x() is not None] + [weakref.ref(out)]
+            self.most = max(self.most, len(self.alive))
         self.largest = max([self.largest, *(x.numel() for x in tensors)])
         return out
 
@@ -214,7 +218,7 @@ def test_how_often_a_chunk_is_touched(name, passes):
         ).loss
         loss.backward()
     assert sorted(watch.seen) == sorted(4 * passes)
-    assert watch.largest == 16 * 1009
+    assert watch.largest == 16 * 1009 and watch.most == 1
 
 
 @pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16])
