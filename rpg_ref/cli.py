@@ -8,8 +8,6 @@ from collections.abc import Iterable, Sequence
 from pathlib import Path
 from typing import Any, NoReturn
 
-import torch
-
 from rpg_ref.audit.identify import identify
 from rpg_ref.audit.model import identify_model
 from rpg_ref.audit.objective import Objective
@@ -20,9 +18,9 @@ from rpg_ref.audit.targets import TARGETS, Case
 from rpg_ref.checks import check_number
 from rpg_ref.ledger import LEDGER, Claim, explain
 from rpg_ref.recipes import RECIPES
-from rpg_ref.verify import Row, describe, verify
+from rpg_ref.verify import Row, check_device, describe, verify
 
-HEADER = ("recipe", "declared", "found", "gradient error", "in float32", "")
+HEADER = ("recipe", "declared", "found", "gradient error", "in float32", "in bfloat16", "")
 
 
 class Parser(argparse.ArgumentParser):
@@ -70,7 +68,7 @@ def main(arguments: Sequence[str] | None = None) -> int:
             print("\n\n".join(map(explain, options.names)) if options.names else _index(LEDGER.values()))
             return 0
         chosen = [RECIPES[name] for name in options.recipes or RECIPES]
-        device = _device(options.device)
+        device = check_device(options.device)
     except (ValueError, Unavailable) as error:
         print(f"rpg-ref: {error}", file=sys.stderr)
         return 2
@@ -116,13 +114,6 @@ def _index(claims: Iterable[Claim]) -> str:
     return "\n".join(f"{claim.id:<28}  {claim.source}" for claim in claims)
 
 
-def _device(name: str) -> torch.device:
-    try:
-        return torch.ones(1, device=name).cpu().new_empty(0, device=name).device
-    except (RuntimeError, AssertionError) as error:
-        raise ValueError(f"device {name!r} cannot be used here ({str(error).splitlines()[0]}); try cpu") from error
-
-
 def _by_regime(objectives: tuple[Objective | None, Objective | None]) -> str:
     on, off = map(describe, objectives)
     return on if on == off else f"{on}; off-policy {off}"
@@ -136,6 +127,7 @@ def _table(rows: Iterable[Row]) -> str:
             "as declared" if row.ok else _by_regime(row.found),
             f"{row.gradient_error:.0e}",
             f"{row.float32_error:.0e}",
+            f"{row.bfloat16_error:.0e}",
             "ok" if row.ok else "FAILED",
         )
         for row in rows
@@ -158,6 +150,7 @@ def _record(row: Row) -> dict[str, object]:
         "spread": row.spread,
         "gradient_error": _finite(row.gradient_error),
         "float32_error": _finite(row.float32_error),
+        "bfloat16_error": _finite(row.bfloat16_error),
         "ok": row.ok,
     }
 

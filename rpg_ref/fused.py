@@ -169,11 +169,12 @@ def sees_other_tokens(recipe: Recipe, *, on_policy: bool) -> bool:
 
     Source: ours.
     """
-    random = torch.Generator().manual_seed(0)
+    random = torch.Generator("cpu").manual_seed(0)
+    on_cpu: Any = {"dtype": torch.float64, "device": "cpu"}
     # Ratios from 1e-8 to 3 nats: inside the narrowest clip, and outside the widest.
-    scale = torch.logspace(-8, 0.5, 64, dtype=torch.float64)[:, None]
-    old, ref, sampler, change = scale * torch.randn((4, 64, 3), generator=random, dtype=torch.float64)
-    advantages = torch.randn(64, generator=random, dtype=torch.float64)
+    scale = torch.logspace(-8, 0.5, 64, **on_cpu)[:, None]
+    old, ref, sampler, change = scale * torch.randn((4, 64, 3), generator=random, **on_cpu)
+    advantages = torch.randn(64, generator=random, **on_cpu)
 
     def slope_of_first(logp: Tensor) -> Tensor:
         leaf = logp.clone().requires_grad_()
@@ -181,10 +182,10 @@ def sees_other_tokens(recipe: Recipe, *, on_policy: bool) -> bool:
         loss = recipe(leaf, leaf.detach() if on_policy else old, ref, advantages, mask, logp_sampler=sampler).loss
         return torch.autograd.grad(loss, leaf)[0][:, 0]
 
-    logp, others = old + change, torch.tensor([0.0, 1.0, 1.0])
-    found = [slope_of_first(x) for x in (logp, logp + others * change.flip(1))]
+    logp, others = old + change, torch.tensor([0.0, 1.0, 1.0], **on_cpu)
+    before, after = (slope_of_first(x) for x in (logp, logp + others * change.flip(1)))
     # A reward that holds log v − log w = log u sees log π_θ's rounding; what is seen of 1e-8 nats is far above that.
-    return not torch.allclose(*found, rtol=1e-12, atol=1e-15)
+    return not torch.allclose(before, after, rtol=1e-12, atol=1e-15)
 
 
 class _Part(NamedTuple):

@@ -33,6 +33,7 @@ from rpg_ref import (
     weight,
 )
 from rpg_ref.cli import main
+from rpg_ref.verify import verify
 
 
 @pytest.fixture(autouse=True)
@@ -212,6 +213,20 @@ def test_the_command_line_prints_one_line_and_exits_2(arguments, fragment, capsy
     assert main(arguments) == 2
     out, err = capsys.readouterr()
     assert out == "" and err.count("\n") == 1 and err.startswith("rpg-ref: ") and fragment in err
+
+
+def test_a_device_without_float64(capsys, monkeypatch):
+    def ones(*shape, dtype, device):
+        raise TypeError("Cannot convert a MPS Tensor to float64 dtype as the MPS framework doesn't support float64.")
+
+    monkeypatch.setattr(torch, "ones", ones)
+    assert main(["verify", "--device", "mps"]) == 2
+    assert capsys.readouterr().err.startswith("rpg-ref: device 'mps' cannot be used here (Cannot convert a MPS Tensor")
+
+
+def test_verify_on_a_device_that_is_not_there():
+    with pytest.raises(ValueError, match=r"device 'cuda:99' cannot be used here \(.*\); try cpu"):
+        verify(RECIPES["grpo"], device="cuda:99")
 
 
 @pytest.mark.parametrize("arguments", [["verfy"], ["verify", "--seed", "x"], ["verify", "--jsn"], []])

@@ -9,6 +9,8 @@ import sys
 import pytest
 import torch
 
+import rpg_ref.fused
+import rpg_ref.ratios
 import rpg_ref.recipes
 import rpg_ref.verify as verify_module
 from rpg_ref import (
@@ -16,6 +18,7 @@ from rpg_ref import (
     DualClip,
     WeightBound,
     differentiable_loss,
+    fused_loss,
     grpo_corrected_loss,
     grpo_loss,
     reinforce_loss,
@@ -31,7 +34,7 @@ URKL, CLIPPED, GRPO = RECIPES["rpg-urkl"], RECIPES["rpg-reinforce-urkl-clip"], R
 def test_every_recipe_is_what_it_declares(name):
     row = verify(RECIPES[name])
     assert row.ok, row.verdict
-    assert row.gradient_error < 1e-13 and row.float32_error < 5e-7
+    assert row.gradient_error < 1e-13 and row.float32_error < 1e-6 and row.bfloat16_error < 2**-7
 
 
 @pytest.mark.parametrize("name", ["rpg-js", "rpg-chi2"])
@@ -206,6 +209,81 @@ def test_a_faulty_aggregation_is_found(name, aggregate, monkeypatch):
     assert not verify(RECIPES[name]).ok
 
 
+def of_fused(change):
+    """fused_loss of changed arguments: recipe, hidden, head, tokens, logp_old, logp_ref, advantages, mask."""
+    return lambda *a, **k: fused_loss(*change(*a), **k)
+
+
+def rounded_logp(recipe, hidden, *a, **k):
+    out = fused_loss(recipe, hidden, *a, **k)
+    return out._replace(logp=out.logp.to(hidden.dtype).to(out.logp.dtype))
+
+
+PARTS, PRODUCT = rpg_ref.fused._parts, rpg_ref.fused._product
+
+
+def product_of(wide, narrow):
+    """The fused path's product, with factors of one dtype rounded to another."""
+    return lambda *factors: PRODUCT(*(x.to(narrow).to(wide) if x.dtype == wide else x for x in factors))
+
+
+FUSED_FAULTS = {
+    "no gradient of the head": (verify_module, "fused_loss", of_fused(lambda r, h, W, *a: (r, h, W.detach(), *a))),
+    "reference ignored": (verify_module, "fused_loss", of_fused(lambda *a: (*a[:5], None, *a[6:]))),
+    "what is masked counts": (verify_module, "fused_loss", of_fused(lambda *a: (*a[:7], torch.ones_like(a[7])))),
+    "denominator ignored": (verify_module, "fused_loss", lambda *a, denominator, **k: fused_loss(*a, **k)),
+    "no reference, no penalty": (
+        verify_module,
+        "fused_loss",
+        of_fused(lambda r, *a: (r if a[4] is not None else dataclasses.replace(r, beta=0.0), *a)),
+    ),
+    "masked hidden states times 0": (rpg_ref.fused, "_parts", lambda mask, *a: PARTS(torch.ones_like(mask), *a)),
+    "the last chunk lost": (rpg_ref.fused, "_parts", lambda *a: PARTS(*a)[:-1]),
+    "a response seen in pieces": (rpg_ref.fused, "sees_other_tokens", lambda *a, **k: False),
+    "log-probs of eight bits": (verify_module, "fused_loss", rounded_logp),
+    "float32 products of eight bits": (rpg_ref.fused, "_product", product_of(torch.float32, torch.bfloat16)),
+    "bfloat16 products of four bits": (rpg_ref.fused, "_product", product_of(torch.bfloat16, torch.float8_e4m3fn)),
+}
+
+
+@pytest.mark.parametrize("fault", FUSED_FAULTS)
+def test_a_faulty_fused_path_is_found(fault, monkeypatch):
+    monkeypatch.setattr(*FUSED_FAULTS[fault])
+    row = verify(RECIPES["rpg-urkl-prefix"])
+    assert not row.ok
+    if "bits" in fault:
+        assert row.gradient_error < 1e-13
+
+
+def test_masked_log_probs_times_0_are_found(monkeypatch):
+    monkeypatch.setattr(rpg_ref.recipes, "_samples", lambda level, keep, x: level.samples(x.double() * keep, keep))
+    row = verify(URKL)
+    assert not row.ok and math.isnan(row.gradient_error)
+
+
+@pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16])
+@pytest.mark.parametrize("name", ["rpg-reinforce-ufkl-clip", "gspo", "reinforce++"])
+def test_arithmetic_in_the_dtype_of_the_log_probs_is_found(name, dtype, monkeypatch):
+    for module in (rpg_ref.recipes, rpg_ref.ratios):
+        monkeypatch.setattr(module, "widest", lambda x: x if x.dtype == dtype else x.double())
+    row = verify(RECIPES[name])
+    assert not row.ok and row.gradient_error < 1e-13
+
+
+def looks_around_far_off(logp, old, *rest, **choices):
+    excess = ((logp - old).detach().abs().sum(-1, keepdim=True) - 3).clamp(min=0.0)
+    return (1 + excess) * differentiable_loss(logp, old, *rest, **choices)
+
+
+def test_a_foreign_loss_is_held_to_its_own_gradient(monkeypatch):
+    assert verify(with_loss(URKL, lambda *a, **k: differentiable_loss(*a, **k))).ok
+    assert not verify(with_loss(URKL, nan_where(lambda logp, old: (logp - old).detach() > 1))).ok
+    around = with_loss(URKL, looks_around_far_off)
+    assert verify(around).ok
+    monkeypatch.setattr(rpg_ref.fused, "sees_other_tokens", lambda *a, **k: False)
+    assert not verify(around).ok
+
+
 @pytest.mark.parametrize("rule", ["clamp", "mask"])
 def test_a_bounded_recipe_is_held_to_its_bound_token_by_token(rule):
     recipe = dataclasses.replace(RECIPES["cispo"], bound=WeightBound(rule, 0.5, 2.0), beta=0.1)
@@ -242,7 +320,61 @@ def test_the_command_fails_on_a_fault(capsys, monkeypatch):
     assert "FAILED" in capsys.readouterr().out
 
 
-@pytest.mark.skipif(not torch.cuda.is_available(), reason="needs a GPU")
+def from_log_probs(recipe, device):
+    logp, old, ref = torch.full((3, 4, 3), -1.0, device=device).unbind()
+    advantages, mask = torch.ones(4, device=device), torch.ones(4, 3, device=device)
+    leaf = logp.clone().requires_grad_()
+    loss = recipe(leaf, old, ref, advantages, mask, logp_sampler=old, denominator=recipe.count(mask)).loss
+    return torch.autograd.grad(loss, leaf)
+
+
+def from_hidden_states(recipe, device):
+    old, ref = torch.full((2, 4, 3), -1.0, device=device).unbind()
+    advantages, mask = torch.ones(4, device=device), torch.ones(4, 3, device=device)
+    hidden, head = (torch.ones(shape, device=device).bfloat16().requires_grad_() for shape in ((4, 3, 8), (16, 8)))
+    tokens = mask.long()
+    loss = fused_loss(recipe, hidden, head, tokens, old, ref, advantages, mask, logp_sampler=old, chunk=5).loss
+    return torch.autograd.grad(loss, [hidden, head])
+
+
+@pytest.mark.parametrize("name", list(RECIPES))
+def test_a_recipe_stays_on_its_inputs_device(name):
+    """As on a GPU, nothing that is made on the CPU mixes with the meta device's; and it has no values to wait for."""
+    assert all(x.is_meta for x in from_log_probs(RECIPES[name], "meta"))
+
+
+@pytest.mark.parametrize("name", list(RECIPES))
+def test_the_fused_path_stays_on_its_inputs_device(name):
+    """It does read values, the mask's: on the CPU, and what is made without a device goes to another."""
+    rpg_ref.fused.sees_other_tokens(RECIPES[name], on_policy=False)  # once a recipe, from numbers of its own
+    with torch.device("meta"):
+        assert not any(x.is_meta for x in from_hidden_states(RECIPES[name], "cpu"))
+
+
+def test_straying_from_the_device_is_found():
+    strays = with_loss(URKL, lambda logp, *a, **k: differentiable_loss(logp, *a, **k) * torch.ones(logp.shape))
+    reads = with_loss(URKL, lambda logp, *a, **k: differentiable_loss(logp, *a, **k) * bool(logp.any()))
+    for loss in (strays, reads):
+        with pytest.raises(RuntimeError, match="meta"):
+            from_log_probs(loss, "meta")
+    rpg_ref.fused.sees_other_tokens(strays, on_policy=False)
+    with torch.device("meta"), pytest.raises(RuntimeError, match="meta"):
+        from_hidden_states(strays, "cpu")
+
+
+gpu = pytest.mark.skipif(not torch.cuda.is_available(), reason="needs a GPU")
+
+
+@pytest.mark.gpu
+@gpu
 @pytest.mark.parametrize("name", list(RECIPES))
 def test_on_a_gpu(name):
-    assert verify(RECIPES[name], device="cuda").ok
+    row = verify(RECIPES[name], device="cuda")
+    assert row.ok, row.verdict
+
+
+@pytest.mark.gpu
+@gpu
+def test_the_command_on_a_gpu(capsys):
+    assert main(["verify", "grpo", "--device", "cuda"]) == 0
+    assert "ok" in capsys.readouterr().out
