@@ -20,6 +20,9 @@ from rpg_ref.checks import check_mask, check_number, check_tensor
 from rpg_ref.numerics import at_least_float32
 from rpg_ref.recipes import LossOutput, Recipe
 
+# MKL settles on its exp at the first call. Threads that make that call together may get one that is right to 1e-4 only.
+torch.zeros(1, device="cpu").exp_()
+
 LOGITS_AT_ONCE = {"cpu": 2**25, "cuda": 2**28}
 """Logits of a chunk unless told otherwise: large enough that the matrix products are at full speed."""
 
