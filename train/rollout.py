@@ -103,9 +103,16 @@ def answers(
 
     def work() -> tuple[list[list[int]], list[float]]:
         with clock("seconds_draw"):
-            prompts = [task.prompt for task in mine]
-            settings = {"max_tokens": max_tokens, "temperature": temperature, "seed": seed, "at_once": at_once}
-            said = sample(policy, tokenizer, prompts, first=share.start, **settings)  # type: ignore[arg-type]
+            said = sample(
+                policy,
+                tokenizer,
+                [task.prompt for task in mine],
+                max_tokens=max_tokens,
+                temperature=temperature,
+                seed=seed,
+                first=share.start,
+                at_once=at_once,
+            )
         with clock("seconds_judge"):
             return said, judge(tokenizer, checker, said, mine).tolist()
 
