@@ -36,7 +36,8 @@ class LossOutput(NamedTuple):
         metrics: over samples of π_old: ``ratio_mean`` and ``ratio_max`` of w; the mean of k3(w), ``forward_kl_old``,
             which estimates UKL(π_old‖π_θ), and of u·f_URKL(v), ``reverse_kl``, which estimates UKL(π_θ‖π_ref), both in
             nats; the shares that a clip stops, ``clip_high`` (w ≥ 1 + ε2), ``clip_low`` (w ≤ 1 − ε1) and
-            ``clip_dual`` (w ≥ c); and those that a bound changes, ``above_bound`` and ``below_bound``.
+            ``clip_dual`` (w ≥ c); those that a bound changes, ``above_bound`` and ``below_bound``; and with
+            ``logp_sampler`` those whose π_old/π_sampler the sampler's bound changes, ``sampler_bounded``.
 
     Source: Remark 3.5 for the two estimates; Algorithm 2 for the shares.
     """
@@ -197,11 +198,14 @@ class Recipe:
         batch = Batch(samples(logp), samples(logp_old), None if logp_ref is None else samples(logp_ref), A, alive)
         bounds = {name: x for name, x in (("clip", self.clip), ("bound", self.bound)) if x is not None}
         loss = self.loss(batch.logp, batch.logp_old, A, self.divergence, self.beta, logp_ref=batch.logp_ref, **bounds)
+        shares: dict[str, Tensor] = {}
         if logp_sampler is not None:
             log_drift = log_ratios(batch.logp_old, samples(logp_sampler)).log_w
-            loss = loss * bounded_log_weight(log_drift, self.sampler).exp().detach()
+            log_weight = bounded_log_weight(log_drift, self.sampler)
+            loss = loss * log_weight.exp().detach()
+            shares["sampler_bounded"] = _share(log_weight != log_drift, alive)
         total = aggregate(loss, alive, self.aggregation, denominator=denominator)
-        return LossOutput(total.to(at_least_float32(logp).dtype), self._metrics(batch))
+        return LossOutput(total.to(at_least_float32(logp).dtype), self._metrics(batch) | shares)
 
     @torch.no_grad()
     def _metrics(self, batch: Batch) -> dict[str, Float[Tensor, ""]]:
@@ -224,11 +228,14 @@ class Recipe:
             }
         if self.bound is not None:
             fractions |= {"above_bound": w > self.bound.high, "below_bound": w < self.bound.low}
-        number = alive.sum().clamp(min=1)
-        means = {name: torch.where(alive, x, 0.0).sum() / number for name, x in fractions.items()}
+        means = {name: _share(x, alive) for name, x in fractions.items()}
         # The appended zero is the largest ratio of a batch without any.
         ratios = torch.cat([torch.where(alive, w, 0.0).flatten(), w.new_zeros(1)])
         return means | {"ratio_max": ratios.max()}
+
+
+def _share(x: Shaped[Tensor, "B S"], alive: Bool[Tensor, "B S"]) -> Float[Tensor, ""]:
+    return torch.where(alive, x, 0.0).sum() / alive.sum().clamp(min=1)
 
 
 def _samples(level: Level, keep: Bool[Tensor, "B T"], x: Float[Tensor, "B T"]) -> Float[Tensor, "B S"]:

@@ -6,16 +6,18 @@ import random
 import sys
 from collections.abc import Sequence
 from pathlib import Path
+from types import SimpleNamespace
 
 import torch
 from torch.distributed.tensor import DTensor
 
-import train.rollout
 from rpg_ref import RECIPES
 from train import ranks
 from train.answering.checker import Checker
 from train.batch import logprobs, pack
 from train.config import ModelConfig
+from train.engines.by_transformers import Transformers
+from train.engines.engine import Said
 from train.evaluate import Accuracy, spread
 from train.model import build_model
 from train.optim import step
@@ -51,7 +53,8 @@ def rollout_of(n, dtype=torch.float64):
     responses = [[rng.randrange(256) for _ in range(rng.randrange(1, 12))] for _ in range(n)]
     A = torch.tensor([rng.gauss(0, 1) for _ in range(n)], dtype=dtype)
     batch = pack(prompts, responses, TOKENIZER.pad_token_id)
-    return Rollout(batch, [Task(prompt, "") for prompt in prompts], A * 0, (A > 0).float(), A, A, (0.0, 0.0), 1, n)
+    tasks, drawn = [Task(prompt, "") for prompt in prompts], batch.mask * -1.0
+    return Rollout(batch, tasks, drawn, A * 0, (A > 0).float(), A, A, (0.0, 0.0), 1, n)
 
 
 def numbers(policy, of=lambda weight: weight.detach()):
@@ -119,23 +122,34 @@ def half():
 def draws():
     """Filtered groups, of which each rank has judged its share, and what a model says to a rank's share of prompts."""
 
-    def said(policy, tokenizer, prompts: Sequence, *, first, seed, **_):
+    def said(prompts: Sequence, *, first, seed, **_):
         right = [derive(seed, first + row) % 3 == 0 for row in range(len(prompts))]
-        return [answer_ids(tokenizer, "46" if x else "1") for x in right]
+        ids = [answer_ids(TOKENIZER, "46" if x else "1") for x in right]
+        return [Said(one, [-float(first + row)] * len(one)) for row, one in enumerate(ids)]
 
-    own, train.rollout.sample = train.rollout.sample, said
     given = {"rollout.prompts": 5, "rollout.samples": 3, "optimizer.prompts": 1, "rollout.filter": True}
     config = load("cpu_tiny", given)
     tasks = [Task([i], "46") for i in range(17)]
     with Checker("exact") as checker:
-        rollout = draw(torch.nn.Module(), TOKENIZER, checker, tasks, RECIPES[config.recipe], config, 0, 0, Clock())
-        train.rollout.sample = own
+        engine = SimpleNamespace(sample=said)
+        rollout = draw(engine, TOKENIZER, checker, tasks, RECIPES[config.recipe], config, 0, 0, Clock())
         state, _ = state_of()
         asked = [Task([256, 1 + i % 4, 7], "46") for i in range(11)]
-        words = {"max_tokens": 20, "temperature": 1.0, "seed": 3, "at_once": 2}
-        drawn, _ = answers(state.model, TOKENIZER, checker, asked, **words, clock=Clock())
-    everything = [*rollout.batch, rollout.right, rollout.advantage, torch.tensor([rollout.draws, rollout.dealt])]
-    return {"filtered": {str(i): x for i, x in enumerate(everything)}, "said": {"ids": torch.tensor(sum(drawn, []))}}
+        words = {"max_tokens": 20, "temperature": 1.0, "seed": 3}
+        engine = Transformers(state.model, TOKENIZER, at_once=2)
+        with engine.holding(state.model):
+            drawn, _ = answers(engine, TOKENIZER, checker, asked, **words, clock=Clock())
+    everything = [
+        *rollout.batch,
+        rollout.logp_sampler,
+        rollout.right,
+        rollout.advantage,
+        torch.tensor([rollout.draws, rollout.dealt]),
+    ]
+    return {
+        "filtered": {str(i): x for i, x in enumerate(everything)},
+        "said": {"ids": torch.tensor([token for ids, _ in drawn for token in ids])},
+    }
 
 
 def broken():

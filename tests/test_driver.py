@@ -19,11 +19,12 @@ import torch
 import train.job
 import train.run
 from rpg_ref import RECIPES, ReferenceState, token_entropy, token_logprobs
-from train import rollout as rollout_module
 from train.answering.checker import Checker
 from train.batch import logprobs, pack
 from train.cli import main
 from train.config import ModelConfig, RolloutConfig
+from train.engines.by_transformers import sample
+from train.engines.engine import Said
 from train.evaluate import summarise
 from train.model import build_model, open_model
 from train.optim import learning_rate
@@ -32,7 +33,6 @@ from train.policy_gradient import Diverged, accumulate, begin, improve, referenc
 from train.preset import dump, load
 from train.problems.tasks import Task, deal, deal_from
 from train.rollout import Rollout, draw, judge, overlong
-from train.sampling import sample
 from train.saving.durable import alone
 from train.tokenizer import answer_ids, build_tokenizer
 from train.watching.clock import Clock
@@ -70,40 +70,43 @@ def rows(folder):
 # Drawing
 
 
-def drawing(monkeypatch, tokenizer, said, **settings):
-    """A draw in which the policy answers from a list, whatever it is asked."""
+def drawing(tokenizer, said, **settings):
+    """A draw in which the engine answers from a list, whatever it is asked."""
     answers = iter(said)
-    monkeypatch.setattr(
-        rollout_module, "sample", lambda m, t, prompts, **_: [answer_ids(tokenizer, next(answers)) for _ in prompts]
-    )
+
+    def sample(prompts, **_):
+        ids = [answer_ids(tokenizer, next(answers)) for _ in prompts]
+        return [Said(one, [-float(token) for token in one]) for one in ids]
+
     given = {"rollout.prompts": 2, "rollout.samples": 2, "optimizer.prompts": 1}
     config = load("cpu_tiny", given | {f"rollout.{key}": value for key, value in settings.items()})
     tasks = [Task([i], "46") for i in range(7)]
-    return draw(torch.nn.Module(), tokenizer, Checker("exact"), tasks, RECIPES[config.recipe], config, 0, 3, Clock())
+    engine = SimpleNamespace(sample=sample)
+    return draw(engine, tokenizer, Checker("exact"), tasks, RECIPES[config.recipe], config, 0, 3, Clock())
 
 
-def test_groups_without_a_difference_are_drawn_again(monkeypatch, tokenizer):
+def test_groups_without_a_difference_are_drawn_again(tokenizer):
     said = ["46", "46", "46", "1", "1", "1", "46", "2", "3", "3", "46", "46"]
-    found = drawing(monkeypatch, tokenizer, said, filter=True)
+    found = drawing(tokenizer, said, filter=True)
     assert found.right.tolist() == [1, 0, 1, 0] and found.draws == 2 and found.dealt == 7
     assert found.groups == (0.25, 0.25)
     assert found.advantage.tolist() == [1, -1, 1, -1]
 
 
-def test_what_is_left_over_is_dropped(monkeypatch, tokenizer):
-    found = drawing(monkeypatch, tokenizer, ["46", "1"] * 6, filter=True, oversample=3)
+def test_what_is_left_over_is_dropped(tokenizer):
+    found = drawing(tokenizer, ["46", "1"] * 6, filter=True, oversample=3)
     assert len(found.right) == 4 and found.dealt == 9 and found.draws == 1
 
 
-def test_starvation_is_an_error_with_the_pass_rate(monkeypatch, tokenizer):
+def test_starvation_is_an_error_with_the_pass_rate(tokenizer):
     with pytest.raises(
         ValueError, match="step 1 has 0 of 2 groups after 3 draws: 50% were all right and 50% all wrong"
     ):
-        drawing(monkeypatch, tokenizer, ["46", "46", "1", "1"] * 3, filter=True, draws=3)
+        drawing(tokenizer, ["46", "46", "1", "1"] * 3, filter=True, draws=3)
 
 
-def test_an_unfiltered_step_keeps_every_group(monkeypatch, tokenizer):
-    found = drawing(monkeypatch, tokenizer, ["46", "46", "1", "1"])
+def test_an_unfiltered_step_keeps_every_group(tokenizer):
+    found = drawing(tokenizer, ["46", "46", "1", "1"])
     assert found.right.tolist() == [1, 1, 0, 0] and found.advantage.tolist() == [0, 0, 0, 0]
 
 
@@ -146,7 +149,18 @@ def rollout_of(tokenizer, n=8):
     responses = [[rng.randrange(256) for _ in range(rng.randrange(1, 5))] for _ in range(n)]
     batch = pack(prompts, responses, tokenizer.pad_token_id)
     A = torch.tensor([rng.gauss(0, 1) for _ in range(n)])
-    return Rollout(batch, [Task(prompt, "") for prompt in prompts], A * 0, (A > 0).float(), A, A, (0.0, 0.0), 1, n)
+    return Rollout(
+        batch,
+        [Task(prompt, "") for prompt in prompts],
+        batch.mask * -1.0,
+        A * 0,
+        (A > 0).float(),
+        A,
+        A,
+        (0.0, 0.0),
+        1,
+        n,
+    )
 
 
 @pytest.mark.parametrize("name", ["rpg-reinforce-urkl-clip", "grpo", "gspo", "dr-grpo", "rpg-urkl-prefix"])

@@ -19,13 +19,15 @@ from train.answering.checker import Checker
 from train.batch import pack, response_logprobs
 from train.cli import main
 from train.config import ModelConfig, OptimizerConfig
+from train.engines.by_transformers import inverse_cdf
+from train.engines.by_transformers import sample as said_by
+from train.engines.engine import Said
 from train.model import build_model
 from train.optim import build_optimizer, step
 from train.policy import Policy
 from train.preset import dump, load
 from train.problems.files import Message, read
 from train.problems.tasks import Task
-from train.sampling import inverse_cdf, sample
 from train.seeds import derive
 from train.tokenizer import answer_ids, build_tokenizer, prompt_ids
 from train.warm_start import demonstrate
@@ -61,6 +63,10 @@ def refusal(capsys, *arguments):
     captured = capsys.readouterr()
     assert captured.err.startswith("train: ") and captured.err.count("\n") == 1 and captured.out == ""
     return captured.err
+
+
+def sample(*arguments, **words):
+    return [ids for ids, _ in said_by(*arguments, **words)]
 
 
 # Tokens
@@ -359,7 +365,7 @@ def test_a_run_folder_is_never_overwritten(tmp_path, capsys, monkeypatch):
         ("run cpu_tiny --optimizer.learning-rate 0", "optimizer.learning_rate = 0: Expected float > 0"),
         ("run cpu_tiny --optimizer.prompts 5", "optimizer.prompts 5 does not divide rollout.prompts 64"),
         ("run cpu_tiny --model.heads 5", "[model]: width 192 is not a multiple of 2 x heads = 10"),
-        ("run cpu_tiny --model.key-value-heads 3", "heads 4 is not a multiple of key_value_heads 3"),
+        ("run cpu_tiny --model.key-value-heads 4", "heads 6 is not a multiple of key_value_heads 4"),
         ("run cpu_tiny --rollout.max-tokens 400", "= 848 exceeds model.context 512"),
         ("run cpu_tiny --rollout.max-tokens 2", "rollout.max_tokens is 2 but the answer '"),
         ("run cpu_tiny --data.test x.jsonl", "[data]: test is 'x.jsonl' but train is left out"),
@@ -418,15 +424,17 @@ def test_the_preset_s_recipe_is_verified_by_the_real_oracle():
     assert verify(RECIPES[load("cpu_tiny", {}).recipe]).ok
 
 
-def test_a_rollout_is_rewarded_one_or_minus_one(monkeypatch):
+def test_a_rollout_is_rewarded_one_or_minus_one():
     """One right response of two: ±1 less the group's mean 0; both right: nothing to learn."""
     tokenizer = build_tokenizer()
     right, wrong = (answer_ids(tokenizer, text) for text in ("46", "47"))
-    monkeypatch.setattr(rollout_module, "sample", lambda *_, **__: [right, wrong, right, right])
+    drawn = [Said(ids, [-float(token) for token in ids]) for ids in (right, wrong, right, right)]
+    engine = SimpleNamespace(sample=lambda *_, **__: drawn)
     config = load("cpu_tiny", {"rollout.prompts": 2, "rollout.samples": 2, "optimizer.prompts": 1})
     tasks = [Task([1, 2], "46"), Task([3], "46")]
     rollout = rollout_module.draw(
-        torch.nn.Module(), tokenizer, Checker("exact"), tasks, RECIPES[config.recipe], config, 0, 0, Clock()
+        engine, tokenizer, Checker("exact"), tasks, RECIPES[config.recipe], config, 0, 0, Clock()
     )
+    assert torch.equal(rollout.logp_sampler, -rollout.batch.responses.float())
     assert rollout.right.tolist() == [1.0, 0.0, 1.0, 1.0]
     assert rollout.advantage.tolist() == [1.0, -1.0, 0.0, 0.0]

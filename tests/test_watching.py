@@ -15,10 +15,10 @@ import train.run
 from train.batch import pack, response_logprobs
 from train.cli import main
 from train.config import ModelConfig
+from train.engines.by_transformers import sample
 from train.evaluate import spread
 from train.model import build_model
 from train.policy import Policy
-from train.sampling import sample
 from train.tokenizer import build_tokenizer
 from train.watching.clock import Clock
 from train.watching.journal import append, keep, rows

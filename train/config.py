@@ -14,6 +14,8 @@ Share = Annotated[float, msgspec.Meta(ge=0, le=1)]
 
 PACKAGE = "package:"
 """What a model's path begins with when the model is a file of an installed package."""
+HUB = "hub:"
+"""What a model or a data set begins with that is to be fetched from the Hugging Face hub: hub:ORG/NAME[@REVISION]."""
 
 
 @dataclass(frozen=True)
@@ -21,8 +23,10 @@ class DataConfig:
     """Where the problems come from.
 
     Attributes:
-        train: a parquet or JSONL file of problems to train on; left out: two-digit arithmetic, generated.
-        test: a file of held-out problems; left out: the last test_problems of the training problems.
+        train: a parquet or JSONL file of problems to train on, a folder of such files, or hub:ORG/NAME[@REVISION], a
+            data set of the Hugging Face hub (its split train); left out: two-digit arithmetic, generated.
+        test: the same, or a list of several, each evaluated by its name; of a hub data set the split test; left out:
+            the last test_problems of the training problems.
         test_problems: how many problems are held out when no test file is given.
         rule: what counts as right: the very answer (exact), what the math-verify package finds in the response
             (math-verify), or the rule of the paper's released code (released).
@@ -30,7 +34,7 @@ class DataConfig:
     """
 
     train: str | None = None
-    test: str | None = None
+    test: str | tuple[str, ...] | None = None
     test_problems: Count = 256
     rule: Literal["exact", "math-verify", "released"] = "exact"
     max_prompt_tokens: Count = 448
@@ -56,8 +60,9 @@ class ModelConfig:
     """The policy: a model that exists, or a small one of the Qwen3 architecture with random weights.
 
     Attributes:
-        path: a Hugging Face folder, a .gguf file, or package:NAME for the .gguf file of an installed package; left out:
-            a random one, and the five sizes below say of what shape.
+        path: a Hugging Face folder, hub:ORG/NAME[@REVISION] for one to be fetched from the hub, a .gguf file, or
+            package:NAME for the .gguf file of an installed package; left out: a random one, and the five sizes below
+            say of what shape.
         width: size of the residual stream.
         mlp_width: hidden size of each feed-forward block.
         layers: number of blocks.
@@ -158,6 +163,36 @@ class RolloutConfig:
 
 
 @dataclass(frozen=True)
+class EngineConfig:
+    """What draws responses, and how far its log-probabilities may be from the trainer's.
+
+    Attributes:
+        kind: transformers, or vllm: in this process, one engine a process.
+        kv_gib: memory that vllm has for keys and values, in GiB a process.
+        max_gap: a step warns where the mean of |log π_old − log π_sampler| over its tokens exceeds this, in nats; where
+            the engine is ten times as far off right after it was given new weights, the run ends.
+        correct: multiply each sample's loss by the constant π_old/π_sampler, truncated at high (truncate), or zero
+            outside [low, high] (mask); none: as if the trainer had sampled.
+        low: with mask, the smallest weight that counts.
+        high: the largest weight.
+        timeout: seconds that vllm may take for all the responses of a draw before the process ends, its stacks printed.
+    """
+
+    kind: Literal["transformers", "vllm"] = "transformers"
+    kv_gib: Positive = 1.0
+    max_gap: Positive = 0.03
+    correct: Literal["none", "truncate", "mask"] = "none"
+    low: Weight = 0.5
+    high: Positive = 2.0
+    timeout: Positive = 3600.0
+
+    def __post_init__(self) -> None:
+        """Check that there is something between the bounds."""
+        if self.low > self.high:
+            raise ValueError(f"low {self.low} exceeds high {self.high}; lower the one or raise the other")
+
+
+@dataclass(frozen=True)
 class OptimizerConfig:
     """How the policy follows the recipe's gradient.
 
@@ -214,6 +249,7 @@ class Config:
         rollout: what is drawn.
         optimizer: how the policy moves.
         data: where problems come from, and what counts as right.
+        engine: what draws.
         reference: when π_ref is replaced.
         seed: of weights, data and sampling.
         beta: strength of the divergence penalty; left out: the recipe's own.
@@ -236,6 +272,7 @@ class Config:
     rollout: RolloutConfig
     optimizer: OptimizerConfig
     data: DataConfig = DataConfig()
+    engine: EngineConfig = EngineConfig()
     reference: ReferenceConfig = ReferenceConfig()
     seed: Natural = 0
     beta: Weight | None = None
@@ -284,6 +321,8 @@ class EvalConfig:
         temperature: divides the logits.
         seed: of the sampling.
         device: cpu, cuda, or auto: cuda where there is one.
+        engine: as engine of a run.
+        precision: as model.precision of a run.
     """
 
     model: str
@@ -296,3 +335,5 @@ class EvalConfig:
     temperature: Positive = 1.0
     seed: Natural = 0
     device: Literal["auto", "cpu", "cuda"] = "auto"
+    engine: EngineConfig = EngineConfig()
+    precision: Literal["float32", "bfloat16"] = "float32"

@@ -1,7 +1,7 @@
 """Mean@k and Pass@k: how often the policy is right on held-out problems, with standard errors."""
 
 from collections.abc import Sequence
-from typing import NamedTuple
+from typing import Any, NamedTuple
 
 import torch
 from jaxtyping import Float
@@ -12,6 +12,7 @@ from rpg_ref import token_entropy
 from train import ranks
 from train.answering.checker import Checker
 from train.batch import Batch, pack, parts, through
+from train.engines.engine import Engine
 from train.policy import Policy
 from train.problems.tasks import Task
 from train.rollout import answers
@@ -19,6 +20,8 @@ from train.watching.clock import Clock
 
 CHUNK = 256
 """Tokens whose logits exist at a time."""
+SHARES = ("accuracy", "stderr", "pass", "pass_stderr")
+"""What an evaluation's row calls Mean@k and Pass@k, each with its standard error."""
 
 
 class Accuracy(NamedTuple):
@@ -39,14 +42,17 @@ class Evaluation(NamedTuple):
         mean_at_k: the former.
         pass_at_k: the latter.
         batch: the responses.
+        of_sets: both of each test set, as ``by_set`` returns them.
     """
 
     mean_at_k: Accuracy
     pass_at_k: Accuracy
     batch: Batch
+    of_sets: dict[str, float]
 
 
 def evaluate(
+    engine: Engine,
     policy: Policy,
     tokenizer: PreTrainedTokenizerBase,
     checker: Checker,
@@ -56,11 +62,11 @@ def evaluate(
     max_tokens: int,
     temperature: float,
     seed: int,
-    at_once: int = 0,
 ) -> Evaluation:
     """Draw k responses to each problem, with the same random numbers at every call.
 
     Args:
+        engine: draws.
         policy: the policy.
         tokenizer: its tokenizer.
         checker: judges the responses.
@@ -69,31 +75,43 @@ def evaluate(
         max_tokens: the longest response.
         temperature: divides the logits.
         seed: of the sampling.
-        at_once: the most responses drawn at a time; 0: all.
 
     Returns:
         Evaluation. The errors are those of the problems' own means: responses to one problem are not independent.
     """
     repeated = [task for task in tasks for _ in range(k)]
-    responses, right = answers(
-        policy,
-        tokenizer,
-        checker,
-        repeated,
-        max_tokens=max_tokens,
-        temperature=temperature,
-        seed=seed,
-        at_once=at_once,
-        clock=Clock(),
-    )
-    batch = pack([task.prompt for task in repeated], responses, tokenizer.pad_token_id)
-    return Evaluation(*summarise(right.view(len(tasks), k)), batch)
+    how: dict[str, Any] = {"max_tokens": max_tokens, "temperature": temperature, "seed": seed}
+    with engine.holding(policy):
+        responses, right = answers(engine, tokenizer, checker, repeated, **how, clock=Clock())
+    batch = pack([task.prompt for task in repeated], [ids for ids, _ in responses], tokenizer.pad_token_id)
+    right = right.view(len(tasks), k)
+    return Evaluation(*summarise(right), batch, by_set(right, [task.test_set for task in tasks]))
 
 
 def summarise(right: Float[Tensor, "N k"]) -> tuple[Accuracy, Accuracy]:
     """Return Mean@k and Pass@k of N problems from which of their k responses are right."""
     right = right.double()
     return _accuracy(right.mean(1)), _accuracy(right.amax(1))
+
+
+def by_set(right: Float[Tensor, "N k"], names: Sequence[str]) -> dict[str, float]:
+    """Return the shares of each test set, where there are several.
+
+    Args:
+        right: which of the k responses to each of N problems are right.
+        names: of the test sets that the problems are of.
+
+    Returns:
+        ``accuracy.NAME``, ``stderr.NAME``, ``pass.NAME`` and ``pass_stderr.NAME`` for each; of a single set nothing.
+    """
+    rows: dict[str, list[int]] = {}
+    for row, name in enumerate(names):
+        rows.setdefault(name, []).append(row)
+    found: dict[str, float] = {}
+    for name, of in rows.items() if len(rows) > 1 else ():
+        values = (value for accuracy in summarise(right[of]) for value in accuracy)
+        found |= {f"{key}.{name}": value for key, value in zip(SHARES, values, strict=True)}
+    return found
 
 
 @torch.no_grad()

@@ -10,11 +10,12 @@ from typing import Any, NamedTuple
 import msgspec
 from transformers import PreTrainedTokenizerBase
 
-from rpg_ref import BASELINES, RECIPES, Recipe
+from rpg_ref import BASELINES, RECIPES, Recipe, WeightBound
 from rpg_ref.verify import verify
 from train import ranks
 from train.answering.checker import Checker
-from train.config import Config
+from train.config import Config, EngineConfig
+from train.engines.opening import check_engine
 from train.model import tokenizer_of
 from train.preset import dump, load
 from train.problems.arithmetic import generate
@@ -103,10 +104,11 @@ def prepare_again(config: Config) -> Job:
 def _checked(config: Config) -> tuple[Recipe, str]:
     ranks.device(config.device)
     check_loggers(config.loggers)
+    check_engine(config.engine)
     Checker(config.data.rule)
     if config.optimizer.kind == "schedule-free" and find_spec("schedulefree") is None:
         raise ValueError("optimizer.kind is schedule-free, whose package is missing; pip install schedulefree")
-    recipe = RECIPES[config.recipe]
+    recipe = dataclasses.replace(RECIPES[config.recipe], sampler=correction(config.engine))
     if config.beta is not None:
         recipe = dataclasses.replace(recipe, beta=config.beta)
     smallest = BASELINES[recipe.baseline].smallest_group
@@ -118,6 +120,15 @@ def _checked(config: Config) -> tuple[Recipe, str]:
     if not row.ok:
         raise ValueError(f"refusing to train: {row.verdict}")
     return recipe, row.verdict
+
+
+def correction(settings: EngineConfig) -> WeightBound:
+    """Return the bound of π_old/π_sampler, by the core's rule of that name."""
+    return {
+        "none": WeightBound(),
+        "truncate": WeightBound("clamp", high=settings.high),
+        "mask": WeightBound("mask", settings.low, settings.high),
+    }[settings.correct]
 
 
 def _with_problems(config: Config, recipe: Recipe, verdict: str) -> Job:

@@ -9,6 +9,7 @@ from pathlib import Path
 from typing import Any
 
 import torch
+from huggingface_hub import snapshot_download
 from transformers import (
     AutoModelForCausalLM,
     AutoTokenizer,
@@ -20,9 +21,12 @@ from transformers import (
     Qwen3ForCausalLM,
 )
 
-from train.config import PACKAGE, ModelConfig
+from train.config import HUB, PACKAGE, ModelConfig
 from train.policy import check_head
 from train.tokenizer import build_tokenizer
+
+UNREAD = ["*.bin", "*.pt", "*.pth", "*.gguf", "*.onnx", "original/*"]
+"""What a model's repository may hold besides safetensors, and is not fetched: pickles, and other forms of the same."""
 
 
 def tokenizer_of(config: ModelConfig) -> PreTrainedTokenizerBase:
@@ -115,18 +119,37 @@ def open_model(path: str) -> PreTrainedModel:
 @contextmanager
 def _reading(path: str) -> Iterator[dict[str, Any]]:
     """Give transformers' words for a model at that path, and say in one sentence what is wrong with it."""
-    where = _in_package(path.removeprefix(PACKAGE)) if path.startswith(PACKAGE) else Path(path)
+    where = _place(path)
     inside = {"gguf_file": where.name} if where.suffix == ".gguf" else {}
     folder = where.parent if inside else where
     if not (where.is_file() if inside else (where / "config.json").is_file()):
         raise ValueError(
             f"there is no model at {path}; pass a Hugging Face folder with a config.json, such as a run's model/, "
-            f"a .gguf file, or {PACKAGE}NAME"
+            f"a .gguf file, {HUB}ORG/NAME or {PACKAGE}NAME"
         )
     try:
         yield {"pretrained_model_name_or_path": str(folder), "local_files_only": True} | inside
     except (OSError, ValueError, KeyError, ImportError, RuntimeError) as error:
         raise ValueError(f"cannot load a model from {path}: {str(error).strip().splitlines()[0]}") from error
+
+
+def _place(path: str) -> Path:
+    """Return where a model is on this machine, fetching it if it is to come from the hub."""
+    if path.startswith(PACKAGE):
+        return _in_package(path.removeprefix(PACKAGE))
+    return _from_hub(path.removeprefix(HUB)) if path.startswith(HUB) else Path(path)
+
+
+def _from_hub(name: str) -> Path:
+    """Return the folder of a model of the hub, downloaded unless it has been."""
+    repository, _, revision = name.partition("@")
+    try:
+        return Path(snapshot_download(repository, revision=revision or None, ignore_patterns=UNREAD))
+    except (OSError, ValueError) as error:
+        line = str(error).strip().splitlines()[0]
+        raise ValueError(
+            f"cannot fetch {HUB}{name} ({line}); check the name and the network, or pass a folder as model.path"
+        ) from error
 
 
 def _in_package(name: str) -> Path:

@@ -124,11 +124,16 @@ def _shards(policy: nn.Module) -> list[FSDPModule]:
     return [module for module in policy.modules() if isinstance(module, FSDPModule)]
 
 
-def parameters(policy: Policy) -> dict[str, nn.Parameter]:
-    """Return the model's own parameters by name, tied ones once: each rank's shard of them, where they are sharded."""
+def parameters(policy: Policy, *, tied: bool = False) -> dict[str, nn.Parameter]:
+    """Return the model's own parameters by name: each rank's shard of them, where they are sharded.
+
+    Args:
+        policy: the policy.
+        tied: whether those that are one weight come under each of its names; else under the first.
+    """
     for part in _shards(policy):
         part.reshard()  # the last pass may have left some whole, which do not outlive the next
-    return dict(policy.model.named_parameters())
+    return dict(policy.model.named_parameters(remove_duplicate=not tied))
 
 
 def whole(x: Tensor) -> Tensor:

@@ -2,6 +2,7 @@
 
 import copy
 from collections.abc import Iterator, Sequence
+from contextlib import ExitStack
 from dataclasses import dataclass
 from typing import Any
 
@@ -15,12 +16,13 @@ from train import ranks
 from train.answering.checker import Checker
 from train.batch import Batch, Part, logprobs, parts, through
 from train.config import Config, ReferenceConfig
+from train.engines.engine import Engine
 from train.optim import Optimizer, build_optimizer, learning_rate, step
 from train.policy import Policy, Then, recompute, shard
 from train.problems.tasks import Task
 from train.rollout import Rollout, draw
 from train.watching.clock import Clock
-from train.watching.metrics import drift
+from train.watching.metrics import drift, sampler_gap
 
 FATAL = 3
 """Gradients in a row that are not finite, after which the run ends."""
@@ -77,6 +79,7 @@ def begin(model: PreTrainedModel, config: Config) -> State:
 
 def train(
     state: State,
+    engine: Engine,
     tokenizer: PreTrainedTokenizerBase,
     checker: Checker,
     tasks: Sequence[Task],
@@ -96,7 +99,10 @@ def train(
         clock = Clock()
         with clock("seconds"):
             sampling(state.optimizer)
-            rollout = draw(state.model, tokenizer, checker, tasks, recipe, config, state.step, state.dealt, clock)
+            with ExitStack() as held:
+                with clock("seconds_push"):
+                    held.enter_context(engine.holding(state.model))
+                rollout = draw(engine, tokenizer, checker, tasks, recipe, config, state.step, state.dealt, clock)
             metrics = improve(state, rollout, recipe, rule, config, clock)
         state.step, state.dealt, state.rollout = state.step + 1, rollout.dealt, rollout
         lengths = rollout.batch.mask.sum(1)
@@ -134,7 +140,7 @@ def reference_rule(settings: ReferenceConfig) -> ReferenceRule:
 def improve(
     state: State, rollout: Rollout, recipe: Recipe, rule: ReferenceRule, config: Config, clock: Clock
 ) -> dict[str, float | None]:
-    """Take one optimiser step on each mini-batch of a rollout; return the mean of each metric, the largest ratio_max.
+    """Take one optimiser step on each mini-batch of a rollout; return each metric's mean, or its maximum.
 
     log π_old is the trainer's own, on the same mini-batches: the first ratio is then exactly 1, whatever engine drew.
     """
@@ -151,13 +157,24 @@ def improve(
         state.optimizer.rule.train()  # type: ignore[attr-defined]
     steps: list[dict[str, float]] = []
     for rows, logp_old in zip(chosen, old, strict=True):
-        batch, advantage = rollout.batch.rows(rows), rollout.advantage[rows]
+        batch, advantage, logp_sampler = rollout.batch.rows(rows), rollout.advantage[rows], rollout.logp_sampler[rows]
         logp_ref = None
         if state.reference is not None:
             with clock("seconds_reference"):
                 logp_ref = logprobs(state.reference, batch, budget, temperature)
         with clock("seconds_learn"):
-            metrics = accumulate(state.model, batch, logp_old, logp_ref, advantage, recipe, budget, temperature)
+            metrics = accumulate(
+                state.model,
+                batch,
+                logp_old,
+                logp_ref,
+                advantage,
+                recipe,
+                budget,
+                temperature,
+                logp_sampler=logp_sampler,
+                correct=config.engine.correct != "none",
+            )
             norm = step(state.optimizer, state.taken)
         steps.append({"grad_norm": norm, **metrics})
         if norm < float("inf"):
@@ -172,7 +189,7 @@ def improve(
     taken = [metrics for metrics in steps if metrics["grad_norm"] < float("inf")]
     means = {name: sum(m[name] for m in taken) / len(taken) if taken else None for name in steps[0]}
     return means | {
-        "ratio_max": max((m["ratio_max"] for m in taken), default=None),
+        **{name: max((m[name] for m in taken), default=None) for name in ("ratio_max", "sampler_gap_max")},
         "skipped_steps": len(steps) - len(taken),
     }
 
@@ -207,15 +224,20 @@ def accumulate(
     recipe: Recipe,
     budget: int,
     temperature: float,
+    *,
+    logp_sampler: Float[Tensor, "B R"] | None = None,
+    correct: bool = False,
 ) -> dict[str, float]:
     """Add the gradient of a mini-batch's loss to the parameters', each rank passing its parts, with one denominator.
 
-    Where logp_old is None, π_old = π_θ; where logp_ref is None, π_ref = π_old.
+    Where logp_old is None, π_old = π_θ; where logp_ref is None, π_ref = π_old. With ``correct`` the recipe is told of
+    logp_sampler; without, it is only compared.
 
     Returns:
-        The loss, the recipe's metrics over the mini-batch, the entropy and the drift; alike on every rank.
+        The loss, the recipe's metrics over the mini-batch, the entropy, the drift and the sampler's gap; alike on every
+        rank.
     """
-    denominator = recipe.count(batch.mask)
+    denominator, correction = recipe.count(batch.mask), logp_sampler if correct else None
     logp, entropy = torch.zeros((2, *batch.mask.shape), dtype=policy.wide)
 
     def loss_of(part: Part) -> Then[FusedOutput]:
@@ -229,6 +251,7 @@ def accumulate(
             part.take(advantage),
             part.batch.mask,
             temperature=temperature,
+            logp_sampler=part.take(correction),
             denominator=denominator.to(hidden.device),
         )
 
@@ -239,10 +262,11 @@ def accumulate(
         part.add(entropy, out.entropy)
     logp, entropy = ranks.total(torch.stack([logp, entropy]))
     old = logp if logp_old is None else logp_old
-    loss, metrics = recipe(logp, old, logp_ref, advantage, batch.mask)
+    loss, metrics = recipe(logp, old, logp_ref, advantage, batch.mask, logp_sampler=correction)
     return {
         "loss": loss.item(),
         **{name: x.item() for name, x in metrics.items()},
         "entropy": entropy[batch.mask != 0].mean().item(),
         **drift(logp, old, old if logp_ref is None else logp_ref, batch.mask),
+        **({} if logp_sampler is None else sampler_gap(old, logp_sampler, batch.mask)),
     }

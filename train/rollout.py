@@ -13,9 +13,9 @@ from train import ranks
 from train.answering.checker import Checker
 from train.batch import Batch, pack
 from train.config import Config, RolloutConfig
-from train.policy import Policy, gathered
+from train.engines.canary import padded
+from train.engines.engine import Engine, Said
 from train.problems.tasks import Task, deal_from
-from train.sampling import sample
 from train.seeds import derive
 from train.watching.clock import Clock
 
@@ -26,6 +26,7 @@ class Rollout(NamedTuple):
     Attributes:
         batch: the sequences.
         tasks: the problem of each.
+        logp_sampler: log π_sampler of each token under the engine that drew it, 0 where masked, [B, R].
         ended: 1 for a response that ended by itself, 0 for one that was cut off.
         right: 1 for a right response, else 0.
         reward: of each response.
@@ -37,6 +38,7 @@ class Rollout(NamedTuple):
 
     batch: Batch
     tasks: list[Task]
+    logp_sampler: Float[Tensor, "B R"]
     ended: Float[Tensor, "B"]
     right: Float[Tensor, "B"]
     reward: Float[Tensor, "B"]
@@ -71,7 +73,7 @@ def judge(
 
 
 def answers(
-    policy: Policy,
+    engine: Engine,
     tokenizer: PreTrainedTokenizerBase,
     checker: Checker,
     tasks: Sequence[Task],
@@ -79,20 +81,18 @@ def answers(
     max_tokens: int,
     temperature: float,
     seed: int,
-    at_once: int,
     clock: Clock,
-) -> tuple[list[list[int]], Float[Tensor, "B"]]:
+) -> tuple[list[Said], Float[Tensor, "B"]]:
     """Draw a response to each task and judge it, each rank its share; every rank returns all, and what is right.
 
     Args:
-        policy: π_old.
-        tokenizer: its tokenizer.
+        engine: it holds π_old.
+        tokenizer: the policy's.
         checker: judges the responses.
         tasks: all problems, repeated as often as they are to be answered.
-        max_tokens: as ``sample``.
-        temperature: as ``sample``.
-        seed: as ``sample``.
-        at_once: as ``sample``.
+        max_tokens: as ``Engine.sample``.
+        temperature: as ``Engine.sample``.
+        seed: as ``Engine.sample``.
         clock: is told how long drawing and judging took.
 
     Returns:
@@ -101,28 +101,19 @@ def answers(
     share = ranks.share(len(tasks))
     mine = tasks[share]
 
-    def work() -> tuple[list[list[int]], list[float]]:
+    def work() -> tuple[list[Said], list[float]]:
+        prompts = [task.prompt for task in mine]
         with clock("seconds_draw"):
-            said = sample(
-                policy,
-                tokenizer,
-                [task.prompt for task in mine],
-                max_tokens=max_tokens,
-                temperature=temperature,
-                seed=seed,
-                first=share.start,
-                at_once=at_once,
-            )
+            said = engine.sample(prompts, max_tokens=max_tokens, temperature=temperature, seed=seed, first=share.start)
         with clock("seconds_judge"):
-            return said, judge(tokenizer, checker, said, mine).tolist()
+            return said, judge(tokenizer, checker, [ids for ids, _ in said], mine).tolist()
 
-    with gathered(policy):
-        found = ranks.gather(ranks.everywhere(work))
-    return [ids for said, _ in found for ids in said], torch.tensor([x for _, right in found for x in right])
+    found = ranks.gather(ranks.everywhere(work))
+    return [one for said, _ in found for one in said], torch.tensor([x for _, right in found for x in right])
 
 
 def draw(
-    policy: Policy,
+    engine: Engine,
     tokenizer: PreTrainedTokenizerBase,
     checker: Checker,
     tasks: Sequence[Task],
@@ -137,8 +128,8 @@ def draw(
     With ``rollout.filter`` groups that are all right or all wrong are dropped, and others drawn in their place.
 
     Args:
-        policy: π_old.
-        tokenizer: its tokenizer.
+        engine: it holds π_old.
+        tokenizer: the policy's.
         checker: judges the responses.
         tasks: the problems.
         recipe: names the baseline.
@@ -156,7 +147,7 @@ def draw(
     settings = config.rollout
     size = settings.prompts * (settings.oversample if settings.filter else 1)
     kept_tasks: list[Task] = []
-    kept_responses: list[list[int]] = []
+    kept: list[Said] = []
     kept_right: list[Tensor] = []
     shares = torch.zeros(2)
     for draws in range(1, (settings.draws if settings.filter else 1) + 1):
@@ -165,14 +156,13 @@ def draw(
         repeated = [task for task in chosen for _ in range(settings.samples)]
         seed = derive(config.seed, "rollout", number, *([draws] if draws > 1 else []))
         responses, judged = answers(
-            policy,
+            engine,
             tokenizer,
             checker,
             repeated,
             max_tokens=settings.max_tokens,
             temperature=settings.temperature,
             seed=seed,
-            at_once=settings.at_once,
             clock=clock,
         )
         right = judged.view(size, settings.samples)
@@ -183,7 +173,7 @@ def draw(
                 continue
             members = slice(group * settings.samples, (group + 1) * settings.samples)
             kept_tasks += repeated[members]
-            kept_responses += responses[members]
+            kept += responses[members]
             kept_right.append(right[group])
         if len(kept_right) >= settings.prompts:
             break
@@ -195,15 +185,18 @@ def draw(
             "take other problems, raise rollout.samples or rollout.draws, or set rollout.filter = false"
         )
     rows = settings.prompts * settings.samples
-    kept_tasks, kept_responses = kept_tasks[:rows], kept_responses[:rows]
-    batch = pack([task.prompt for task in kept_tasks], kept_responses, tokenizer.pad_token_id)
-    ended = torch.tensor([float(has_ended(tokenizer, said)) for said in kept_responses])
+    kept_tasks, kept = kept_tasks[:rows], kept[:rows]
+    batch = pack([task.prompt for task in kept_tasks], [ids for ids, _ in kept], tokenizer.pad_token_id)
+    logp_sampler = padded([logp for _, logp in kept], batch.mask.shape[1])
+    ended = torch.tensor([float(has_ended(tokenizer, ids)) for ids, _ in kept])
     right = torch.cat(kept_right[: settings.prompts])
     reward = 2 * right - 1 + overlong(batch.mask.sum(1).float(), settings)
     groups = torch.arange(settings.prompts).repeat_interleave(settings.samples)
     advantage = advantages(reward, groups, recipe.baseline)
     all_right, all_wrong = (shares / draws).tolist()
-    return Rollout(batch, kept_tasks, ended, right, reward, advantage, (all_right, all_wrong), draws, dealt)
+    return Rollout(
+        batch, kept_tasks, logp_sampler, ended, right, reward, advantage, (all_right, all_wrong), draws, dealt
+    )
 
 
 def transcripts(

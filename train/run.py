@@ -1,6 +1,7 @@
 """A run: the work is done, written down, and never done twice."""
 
 import dataclasses
+from collections.abc import Callable
 from contextlib import ExitStack
 from functools import partial
 from pathlib import Path
@@ -16,6 +17,8 @@ from transformers.utils import logging
 from train import ranks
 from train.answering.checker import Checker
 from train.config import Config
+from train.engines.engine import Demands, Engine
+from train.engines.opening import open_engine
 from train.evaluate import Accuracy, evaluate, spread
 from train.job import Job, refuse_other_run
 from train.model import build_model
@@ -77,6 +80,7 @@ def _run(job: Job, console: Console) -> Result:
     found = shared(ranks.everywhere(read if ranks.is_first() else lambda: None))
     ranks.from_first(lambda: _set_up(job, found))
     with (
+        open_engine(config.engine, state.model, job.tokenizer, _demands(job)) as engine,
         Checker(config.data.rule) as checker,
         open_loggers(
             config.loggers if ranks.is_first() else (),
@@ -102,7 +106,7 @@ def _run(job: Job, console: Console) -> Result:
             for number, row in enumerate(follow(starting, "warm start", config.warm_start.steps, "loss", console), 1):
                 log("warm_start", number, row)
             follow_policy(state)
-            before, row = _evaluation(state, job, checker)
+            before, row = _evaluation(state, engine, job, checker)
             log("evaluation", 0, row)
             save_state()
         else:
@@ -111,21 +115,22 @@ def _run(job: Job, console: Console) -> Result:
             del found  # as large as all that was restored from it
             console.print(f"resumed after rollout batch {state.step}", highlight=False, soft_wrap=True)
         console.print(f"held-out accuracy before: {before}", highlight=False, soft_wrap=True)
-        training = train(state, job.tokenizer, checker, job.train, job.recipe, config)
+        training = train(state, engine, job.tokenizer, checker, job.train, job.recipe, config)
         left = config.steps - state.step
         for row in follow(training, config.recipe, left, "accuracy", console):
             log("policy_gradient", state.step, row)
+            _warn_of_gap(state.step, row["sampler_gap"], config, warn)
             rollout = cast(Rollout, state.rollout)  # train leaves it there before it yields
             if ranks.is_first():
                 for said in transcripts(rollout, job.tokenizer, config.rollout.samples, config.transcripts):
                     append(folder / TRANSCRIPTS, {"phase": "policy_gradient", "step": state.step, **said})
             if _evaluates_after(state.step, config):
-                log("evaluation", state.step, _evaluation(state, job, checker)[1])
+                log("evaluation", state.step, _evaluation(state, engine, job, checker)[1])
             if state.step % config.checkpoint_every == 0 or state.step == config.steps:
                 save_state()
         after = before
         if config.steps:
-            after, row = _evaluation(state, job, checker)
+            after, row = _evaluation(state, engine, job, checker)
             log("evaluation", config.steps, row)
         final = weights(state.model)
         ranks.from_first(lambda: _finish(job, state, final, before, after))
@@ -170,7 +175,28 @@ def _finish(job: Job, state: State, final: dict[str, Tensor], before: Accuracy, 
         draw_curves(history, before, after, job.config, folder / "curves.png")
 
 
-def _evaluation(state: State, job: Job, checker: Checker) -> tuple[Accuracy, dict[str, float]]:
+def _demands(job: Job) -> Demands:
+    """Return what this run will ask of an engine."""
+    config = job.config
+    return Demands(
+        context=config.model.context,
+        precision=config.model.precision,
+        at_once=config.rollout.at_once,
+        temperature=config.rollout.temperature,
+        budget=config.optimizer.micro_tokens,
+        prompts=[task.prompt for task in job.train],
+    )
+
+
+def _warn_of_gap(step: int, gap: float | None, config: Config, warn: Callable[[str], None]) -> None:
+    if gap is not None and not gap <= config.engine.max_gap:
+        warn(
+            f"rollout batch {step}: the sampler's log-probabilities are {gap:.3g} nats a token from the "
+            f"trainer's, over engine.max_gap = {config.engine.max_gap:g}; engine.correct makes up for it"
+        )
+
+
+def _evaluation(state: State, engine: Engine, job: Job, checker: Checker) -> tuple[Accuracy, dict[str, float]]:
     """Return held-out accuracy, and the row of metrics."""
     config = job.config
     budget, temperature = config.optimizer.micro_tokens, config.rollout.temperature
@@ -178,6 +204,7 @@ def _evaluation(state: State, job: Job, checker: Checker) -> tuple[Accuracy, dic
     clock = Clock()
     with clock("seconds"):
         found = evaluate(
+            engine,
             state.model,
             job.tokenizer,
             checker,
@@ -186,13 +213,12 @@ def _evaluation(state: State, job: Job, checker: Checker) -> tuple[Accuracy, dic
             max_tokens=config.rollout.max_tokens,
             temperature=temperature,
             seed=derive(config.seed, "evaluation"),
-            at_once=config.rollout.at_once,
         )
         start = state.reference if config.reference.replace == "never" else None
         more = spread(state.model, start, found.batch, budget=budget, temperature=temperature)
     accuracy, passed = found.mean_at_k, found.pass_at_k
     shares = {"accuracy": accuracy.mean, "stderr": accuracy.stderr, "pass": passed.mean, "pass_stderr": passed.stderr}
-    return accuracy, shares | more | clock.seconds
+    return accuracy, shares | found.of_sets | more | clock.seconds
 
 
 def _evaluates_after(step: int, config: Config) -> bool:

@@ -5,9 +5,11 @@ from transformers.utils import logging
 from train import ranks
 from train.answering.checker import Checker
 from train.config import EvalConfig
+from train.engines.engine import Demands
+from train.engines.opening import check_engine, open_engine
 from train.evaluate import Evaluation, evaluate
 from train.model import check_length, open_model, open_tokenizer
-from train.policy import Policy
+from train.policy import Policy, shard
 from train.problems.files import read
 from train.problems.tasks import Task
 from train.seeds import derive
@@ -26,16 +28,29 @@ def score(config: EvalConfig) -> Evaluation:
     Raises:
         ValueError: the problems cannot be read, or the folder holds no causal language model with a chat template.
     """
+    check_engine(config.engine)
     problems = read(config.problems)
     logging.disable_progress_bar()
     tokenizer, model = open_tokenizer(config.model), open_model(config.model)
     tasks = [
         Task(prompt_ids(tokenizer, problem.prompt, config.max_prompt_tokens), problem.answer) for problem in problems
     ]
-    check_length(model, max(len(task.prompt) for task in tasks) + config.max_tokens, config.model)
-    with Checker(config.rule) as checker:
+    context = max(len(task.prompt) for task in tasks) + config.max_tokens
+    check_length(model, context, config.model)
+    policy = Policy(model).to(ranks.device(config.device))
+    shard(policy, config.precision)
+    demands = Demands(
+        context=context,
+        precision=config.precision,
+        at_once=config.at_once,
+        temperature=config.temperature,
+        budget=0,
+        prompts=[task.prompt for task in tasks],
+    )
+    with open_engine(config.engine, policy, tokenizer, demands) as engine, Checker(config.rule) as checker:
         return evaluate(
-            Policy(model).to(ranks.device(config.device)),
+            engine,
+            policy,
             tokenizer,
             checker,
             tasks,
@@ -43,5 +58,4 @@ def score(config: EvalConfig) -> Evaluation:
             max_tokens=config.max_tokens,
             temperature=config.temperature,
             seed=derive(config.seed, "evaluation"),
-            at_once=config.at_once,
         )

@@ -44,5 +44,9 @@ def follow(
 
 
 def _shown(row: dict[str, Any], key: str) -> str:
-    value = f"{key} {row[key]:.3f}"
-    return f"{value}, {row['tokens_per_second']:.0f} tok/s" if "tokens_per_second" in row else value
+    parts = [f"{key} {row[key]:.3f}"]
+    if "tokens_per_second" in row:
+        parts.append(f"{row['tokens_per_second']:.0f} tok/s")
+    if row.get("sampler_gap") is not None:
+        parts.append(f"gap {row['sampler_gap']:.1g}")
+    return ", ".join(parts)

@@ -1,6 +1,8 @@
-"""Responses drawn from the policy, token by token. Another engine is another function with this signature."""
+"""Responses drawn from the policy itself, token by token, where the trainer has it."""
 
 from collections.abc import Sequence
+from contextlib import AbstractContextManager
+from dataclasses import dataclass
 from typing import Any
 
 import torch
@@ -10,11 +12,41 @@ from transformers import DynamicCache, PreTrainedTokenizerBase
 from transformers.cache_utils import DynamicLayer
 
 from train.batch import Ids, pack, positions
-from train.policy import Policy
+from train.engines.engine import Said
+from train.policy import Policy, gathered
 from train.seeds import derive
 
 SPARE = 128
 """Tokens that keys and values get room for whenever they are moved."""
+
+
+@dataclass
+class Transformers:
+    """The policy draws for itself: what is sampled is π_old, to rounding.
+
+    Attributes:
+        policy: the only one it ever holds.
+        tokenizer: names the padding and end-of-text tokens.
+        at_once: the most responses drawn at a time; 0: all.
+    """
+
+    policy: Policy
+    tokenizer: PreTrainedTokenizerBase
+    at_once: int = 0
+
+    def holding(self, policy: Policy) -> AbstractContextManager[None]:
+        """Make the weights whole on every rank; there is nothing to copy."""
+        return gathered(policy)
+
+    def sample(
+        self, prompts: Sequence[Ids], *, max_tokens: int, temperature: float, seed: int, first: int = 0
+    ) -> list[Said]:
+        """Draw, as ``Engine.sample``."""
+        how: dict[str, Any] = {"max_tokens": max_tokens, "temperature": temperature, "seed": seed, "first": first}
+        return sample(self.policy, self.tokenizer, prompts, **how, at_once=self.at_once)
+
+    def close(self) -> None:
+        """Do nothing: the weights are the trainer's."""
 
 
 @torch.inference_mode()
@@ -28,7 +60,7 @@ def sample(
     seed: int,
     first: int = 0,
     at_once: int = 0,
-) -> list[list[int]]:
+) -> list[Said]:
     """Draw one response to each prompt from the tempered softmax itself: no top-k, no top-p, no penalty.
 
     Args:
@@ -42,15 +74,18 @@ def sample(
         at_once: the most responses drawn at a time; 0: all.
 
     Returns:
-        Token ids of each response, up to and including its end-of-text token if it has one.
+        A response to each.
     """
     size, end = at_once or len(prompts), tokenizer.eos_token_id
-    drawn: list[list[int]] = []
+    drawn: list[Said] = []
     for start in range(0, len(prompts), size or 1):
         part = prompts[start : start + size]
         seeds = [derive(seed, first + start + row) for row in range(len(part))]
-        drawn += _draw(policy, part, tokenizer.pad_token_id, end, max_tokens, temperature, seeds).tolist()
-    return [ids[: ids.index(end) + 1] if end in ids else ids for ids in drawn]
+        tokens, logp = _draw(policy, part, tokenizer.pad_token_id, end, max_tokens, temperature, seeds)
+        for ids, of_ids in zip(tokens.tolist(), logp.tolist(), strict=True):
+            length = ids.index(end) + 1 if end in ids else len(ids)
+            drawn.append(Said(ids[:length], of_ids[:length]))
+    return drawn
 
 
 def _draw(
@@ -61,8 +96,8 @@ def _draw(
     max_tokens: int,
     temperature: float,
     seeds: Sequence[int],
-) -> Int[Tensor, "B R"]:
-    """Return responses, with anything behind their ends."""
+) -> tuple[Int[Tensor, "B R"], Float[Tensor, "B R"]]:
+    """Return responses and the log-probabilities of their tokens, with anything behind their ends."""
     device = policy.device
     distinct = list(dict.fromkeys(map(tuple, prompts)))
     batch = pack(distinct, [()] * len(distinct), pad)
@@ -73,6 +108,7 @@ def _draw(
     rows = torch.tensor([row_of[tuple(prompt)] for prompt in prompts], device=device)
     alive, going = torch.arange(len(prompts), device=device), torch.ones(len(prompts), dtype=torch.bool, device=device)
     drawn = torch.full((len(prompts), max_tokens), end, device=device)
+    logp = torch.zeros(len(prompts), max_tokens, device=device)
     uniform = torch.stack([_uniform(max_tokens, seed) for seed in seeds]).to(device)
     for step in range(max_tokens):
         # Without padding there is nothing to mask, and the model counts by itself.
@@ -82,8 +118,10 @@ def _draw(
         logits = policy(_last_logits, input_ids=new, past_key_values=cache, use_cache=True, **padded)
         if step == 0:
             logits, seen = logits[rows], _take(cache, seen, rows)
-        token = inverse_cdf(logits / temperature, uniform[alive, step])
+        logits = logits / temperature
+        token = inverse_cdf(logits, uniform[alive, step])
         drawn[alive, step] = token
+        logp[alive, step] = logits.gather(1, token[:, None]).squeeze(1) - logits.logsumexp(1)
         going &= token != end
         if not bool(going.any()):
             break
@@ -92,7 +130,7 @@ def _draw(
             seen = _take(cache, seen, going.nonzero().squeeze(1))
             alive, token, going = alive[going], token[going], going[going]
         new, seen = token[:, None], torch.cat([seen, torch.ones_like(seen[:, :1])], dim=1)
-    return drawn
+    return drawn, logp
 
 
 def _uniform(number: int, seed: int) -> Float[Tensor, "R"]:

@@ -1,0 +1,1 @@
+"""What draws responses from the policy: transformers, or vLLM, behind one protocol."""

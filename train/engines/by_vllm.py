@@ -1,0 +1,148 @@
+"""vLLM in this process, one engine a process: it wakes, is given the policy's weights, draws, and sleeps.
+
+On a GPU its weights and its cache are freed while it sleeps. Each push is proved (``train.engines.canary``).
+"""
+
+import copy
+import faulthandler
+import os
+import tempfile
+from collections.abc import Iterator, Sequence
+from contextlib import contextmanager
+from typing import Any
+
+from transformers import PreTrainedTokenizerBase
+
+from train import ranks
+from train.batch import Ids
+from train.config import EngineConfig
+from train.engines import canary
+from train.engines.engine import Demands, Said
+from train.policy import Policy
+from train.seeds import derive
+
+ENVIRONMENT = {
+    "VLLM_ENABLE_V1_MULTIPROCESSING": "0",  # in this process: weights are handed over as tensors
+    "VLLM_LOGGING_LEVEL": "ERROR",
+    "VLLM_NO_USAGE_STATS": "1",  # nothing leaves the machine
+    "VLLM_CPU_OMP_THREADS_BIND": "nobind",  # else the trainer's own threads are bound as well
+}
+"""What is set for vLLM where the user has not."""
+AT_ONCE = 256
+"""Responses drawn at a time, unless the run says otherwise."""
+STDERR = 2
+LOOK, LOOK_AT, LOOK_BACK = 8, 4, 64
+"""The canary draws so many tokens to so many prompts, of which it keeps the last so many tokens."""
+
+
+class VLLM:
+    """A vLLM engine without weights until it is given some."""
+
+    def __init__(
+        self, policy: Policy, tokenizer: PreTrainedTokenizerBase, settings: EngineConfig, demands: Demands
+    ) -> None:
+        """Start vLLM; as ``open_engine``."""
+        self.tokenizer, self.settings, self.demands = tokenizer, settings, demands
+        self.prompts = [list(prompt[-LOOK_BACK:]) for prompt in demands.prompts[:LOOK_AT]]
+        self.sleeps = policy.device.type == "cuda"
+        for name, value in ENVIRONMENT.items():
+            os.environ.setdefault(name, value)
+        from vllm import LLM
+
+        described = copy.deepcopy(policy.model.config)
+        described.architectures = [type(policy.model).__name__]
+        # vLLM 0.32 leaves a tied head as it was when weights are pushed, where its kernel has packed it (on a CPU).
+        described.tie_word_embeddings = False
+        given: dict[str, Any] = {"distributed_executor_backend": "external_launcher"} if ranks.size() > 1 else {}
+        with tempfile.TemporaryDirectory() as folder, self._watched():
+            described.save_pretrained(folder)
+            self.llm = LLM(
+                model=folder,
+                skip_tokenizer_init=True,
+                load_format="dummy",
+                generation_config="vllm",
+                dtype=demands.precision,
+                max_model_len=demands.context,
+                max_num_seqs=demands.at_once or AT_ONCE,
+                kv_cache_memory_bytes=int(settings.kv_gib * 2**30),
+                # Temperature included, as in the trainer's own.
+                logprobs_mode="processed_logprobs",
+                enable_sleep_mode=self.sleeps,
+                enforce_eager=not self.sleeps,
+                disable_log_stats=True,
+                seed=0,
+                **given,
+            )
+        self._sleep()
+
+    @contextmanager
+    def holding(self, policy: Policy) -> Iterator[None]:
+        """Wake, push zeros and look, push the weights and look; sleep in the end."""
+        self._wake("weights")
+        self._push(policy, blank=True)
+        self._wake("kv_cache")
+        ranks.everywhere(lambda: canary.check_blank(self._look(), policy))
+        self._push(policy, blank=False)
+        said = ranks.everywhere(self._look)
+        canary.check_pushed(
+            said,
+            self.prompts,
+            policy,
+            max_gap=self.settings.max_gap,
+            budget=self.demands.budget,
+            temperature=self.demands.temperature,
+            pad=self.tokenizer.pad_token_id,
+        )
+        yield
+        self._sleep()
+
+    def sample(
+        self, prompts: Sequence[Ids], *, max_tokens: int, temperature: float, seed: int, first: int = 0
+    ) -> list[Said]:
+        """Draw, as ``Engine.sample``."""
+        from vllm import SamplingParams
+
+        if not prompts:
+            return []
+        how: dict[str, Any] = {"max_tokens": max_tokens, "temperature": temperature, "top_p": 1.0, "top_k": 0}
+        # One end, the tokenizer's: a model's own list may hold more.
+        how |= {"ignore_eos": True, "stop_token_ids": [self.tokenizer.eos_token_id], "detokenize": False}
+        how |= {"logprobs": 0, "flat_logprobs": True}
+        asked = [SamplingParams(seed=derive(seed, first + row), **how) for row in range(len(prompts))]
+        with self._watched():
+            outputs = self.llm.generate(
+                [{"prompt_token_ids": list(prompt)} for prompt in prompts], asked, use_tqdm=False
+            )
+        return [Said(list(said.token_ids), list(said.logprobs.logprobs)) for said in (x.outputs[0] for x in outputs)]
+
+    def close(self) -> None:
+        """End the engine and let go of its memory."""
+        self.llm.llm_engine.engine_core.shutdown()
+        del self.llm
+
+    def _push(self, policy: Policy, *, blank: bool) -> None:
+        with self._watched():
+            weights = canary.pushed(policy, blank=blank)
+            self.llm.collective_rpc("reload_weights", kwargs={"weights_iterator": weights})
+            # What is cached was computed with other weights.
+            self.llm.reset_prefix_cache()
+
+    def _look(self) -> list[Said]:
+        return self.sample(self.prompts, max_tokens=LOOK, temperature=self.demands.temperature, seed=0)
+
+    def _wake(self, what: str) -> None:
+        if self.sleeps:
+            self.llm.wake_up(tags=[what])
+
+    def _sleep(self) -> None:
+        if self.sleeps:
+            self.llm.sleep(level=2)
+
+    @contextmanager
+    def _watched(self) -> Iterator[None]:
+        """End the process, after printing where each thread stands, if this takes too long: the others end with it."""
+        faulthandler.dump_traceback_later(self.settings.timeout, exit=True, file=STDERR)
+        try:
+            yield
+        finally:
+            faulthandler.cancel_dump_traceback_later()
