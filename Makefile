@@ -5,8 +5,10 @@ PY     := $(VENV)/bin/python
 READY  := $(VENV)/.ready
 QUIET  := --quiet --disable-pip-version-check
 TARGETS := rpg-ref trl liger verl openrlhf
+PRESETS := qwen3_4b_2k qwen3_4b_4k qwen3_4b_8k qwen25_7b_instruct_2k
+DIVIDE := 16
 
-.PHONY: train test coverage nightly mutants slow smollm2 bench bench-loss experiments verify audit check-audit ledger proofs lint types clean
+.PHONY: train test coverage nightly mutants slow smollm2 bench bench-loss experiments verify audit check-audit ledger proofs lint types rehearse check-vllm clean
 
 train: $(READY)      ## train a small policy with the verified core (two minutes on two cores); make train ARGS="--seed 1"
 	$(PY) -m train run train/presets/cpu_tiny.toml $(ARGS)
@@ -46,6 +48,24 @@ verify: $(READY)     ## every recipe against the exact oracle, on this machine
 audit: $(TARGETS:%=audit-%)  ## what trl, liger, verl, openrlhf and this package really optimise, into docs/audit
 
 check-audit: $(TARGETS:%=check-audit-%)  ## the same, held to what is published; make check-audit TARGETS="trl verl"
+
+rehearse: $(READY)   ## each of the paper's presets in small: two processes, a step, resumed, evaluated (make rehearse PRESETS=qwen3_4b_2k)
+	rm -rf rehearsals
+	set -e; for preset in $(PRESETS); do $(PY) -m train rehearse $$preset --divide $(DIVIDE) --out rehearsals/$$preset; rm -rf rehearsals/$$preset; done
+
+# vLLM pins what others pin otherwise: an environment of its own. torch first and by itself, as below.
+.vllm/.ready: tests/vllm.txt pyproject.toml
+	$(PYTHON) -m venv .vllm
+	.vllm/bin/python -m pip install $(QUIET) --constraint constraints.txt torch
+	.vllm/bin/python -m pip install $(QUIET) --no-deps --requirement tests/vllm.txt
+	.vllm/bin/python -m pip install $(QUIET) --no-deps --editable .
+	touch $@
+
+check-vllm: .vllm/.ready  ## the vLLM engine for real, on the processor: what it draws, its canary, whole runs, a rehearsal
+	.vllm/bin/python -m pytest tests/test_vllm.py -o addopts="-q --strict-markers --strict-config" -o filterwarnings=default
+	rm -rf rehearsals/vllm
+	.vllm/bin/python -m train rehearse qwen3_4b_2k --divide $(DIVIDE) --out rehearsals/vllm
+	rm -rf rehearsals/vllm
 
 ledger: $(READY)     ## write the pages that are made from code: docs/certificate.txt, docs/ledger.md, docs/metrics.md
 	$(PY) -m proofs > docs/certificate.txt
@@ -93,4 +113,4 @@ $(READY): pyproject.toml constraints.txt
 	touch $@
 
 clean:
-	rm -rf $(VENV) .audit .mutants build *.egg-info .pytest_cache .hypothesis .mypy_cache .ruff_cache
+	rm -rf $(VENV) .audit .vllm rehearsals .mutants build *.egg-info .pytest_cache .hypothesis .mypy_cache .ruff_cache

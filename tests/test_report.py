@@ -117,12 +117,12 @@ def test_labels():
 
 
 def test_of_many_keys_a_label_has_those_that_tell_the_groups_apart():
-    small = {"model.width": 32, "model.mlp_width": 64, "model.layers": 1, "eval_samples": 2, "rollout.prompts": 16}
-    assert labels({}, small) == ["model.width = 192, …", "model.width = 32, …"]
+    small = {"model.width": 24, "model.mlp_width": 64, "model.layers": 1, "eval_samples": 2, "rollout.prompts": 16}
+    assert labels({}, small) == ["model.width = 192, …", "model.width = 24, …"]
     assert labels({}, small, small | {"rollout.prompts": 32}) == [
         "model.width = 192, rollout.prompts = 64, …",
-        "model.width = 32, rollout.prompts = 16, …",
-        "model.width = 32, rollout.prompts = 32, …",
+        "model.width = 24, rollout.prompts = 16, …",
+        "model.width = 24, rollout.prompts = 32, …",
     ]
 
 

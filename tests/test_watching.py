@@ -19,6 +19,8 @@ from train.engines.by_transformers import sample
 from train.evaluate import spread
 from train.model import build_model
 from train.policy import Policy
+from train.problems.arithmetic import generate
+from train.problems.tasks import arithmetic
 from train.tokenizer import build_tokenizer
 from train.watching.clock import Clock
 from train.watching.journal import append, keep, rows
@@ -44,7 +46,8 @@ def test_every_metric_that_is_written_is_in_the_table(tmp_path, recipe):
     for row in found:
         assert set(row) - {"phase", "step"} <= set(METRICS[row["phase"]])
     written = {phase: set().union(*(row for row in found if row["phase"] == phase)) for phase in METRICS}
-    only_some = {"clip_high", "clip_low", "clip_dual", "above_bound", "below_bound"}
+    only_some = {"clip_high", "clip_low", "clip_dual", "above_bound", "below_bound", "sampler_bounded"}
+    only_some |= {key for key in METRICS["evaluation"] if key.endswith(".NAME")}
     assert all(set(METRICS[phase]) - written[phase] <= only_some for phase in METRICS)
     assert [row["step"] for row in found if row["phase"] == "evaluation"] == [0, 2, 3]
     said = [json.loads(line) for line in (folder / "transcripts.jsonl").read_text().splitlines()]
@@ -52,6 +55,35 @@ def test_every_metric_that_is_written_is_in_the_table(tmp_path, recipe):
     for row in said:
         assert re.fullmatch(r"<\|bos\|><\|user\|>\d\d\+\d\d<\|assistant\|>", row["prompt"])
         assert row["reward"] == (1.0 if row["right"] else -1.0)
+
+
+def test_each_of_several_test_sets_is_evaluated_by_its_name_and_reported(tmp_path):
+    split = arithmetic(generate(0, 8))
+    for name, problems in {"train": split.train, "first": split.test[:3], "second.v2": split.test[3:]}.items():
+        write_problems(tmp_path / f"{name}.jsonl", problems)
+    names = json.dumps([str(tmp_path / "first.jsonl"), str(tmp_path / "second.v2.jsonl")])
+    words = ["--steps", "1", "--data.train", str(tmp_path / "train.jsonl"), "--data.test", names]
+    folder = tmp_path / "run"
+    assert main(["run", "cpu_tiny", *SMALL, *words, "--run-dir", str(folder)]) == 0
+    evaluations = [row for row in rows(folder / "metrics.jsonl") if row["phase"] == "evaluation"]
+    assert len(evaluations) == 2
+    for row in evaluations:
+        for key in ("accuracy", "pass"):
+            pooled = (3 * row[f"{key}.first"] + 5 * row[f"{key}.second.v2"]) / 8
+            assert row[key] == pytest.approx(pooled) and {f"{key}.first", f"{key}.second.v2"} <= set(row)
+        assert {re.sub(r"\.(first|second\.v2)$", ".NAME", key) for key in row} - {"phase", "step"} <= set(
+            METRICS["evaluation"]
+        )
+    assert main(["resume", str(folder), "--steps", "2"]) == 0
+    assert main(["report", str(folder), "--out", str(tmp_path / "report")]) == 0
+
+
+def write_problems(path, problems):
+    rows = [
+        {"prompt": [vars(turn) for turn in problem.prompt], "reward_model": {"ground_truth": problem.answer}}
+        for problem in problems
+    ]
+    path.write_text("".join(json.dumps(row) + "\n" for row in rows))
 
 
 def test_a_missing_logger_is_refused_before_anything_is_written(tmp_path, capsys):
@@ -145,7 +177,7 @@ def test_spread_is_the_divergence_that_samples_estimate():
     model, start = (Policy(build_model(SHAPE, tokenizer, seed)) for seed in (0, 1))
     prompts = [[256, 5, 9]] * 2000
     said = sample(model, tokenizer, prompts, max_tokens=3, temperature=1.0, seed=0)
-    batch = pack(prompts, said, tokenizer.pad_token_id)
+    batch = pack(prompts, [ids for ids, _ in said], tokenizer.pad_token_id)
     with torch.no_grad():
         log_ratio = ((response_logprobs(model, batch) - response_logprobs(start, batch)) * batch.mask).sum(1)
     exact = spread(model, start, batch, budget=0, temperature=1.0)["reverse_kl_start"]

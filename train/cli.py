@@ -1,4 +1,4 @@
-"""The command line: ``python -m train run | resume | eval | report``."""
+"""The command line: ``python -m train run | plan | rehearse | resume | eval | report``."""
 
 import sys
 import tomllib
@@ -12,12 +12,14 @@ from rich.console import Console
 
 from rpg_ref.checks import Table
 from train.config import Config, EvalConfig
-from train.preset import convert, load, presets
+from train.preset import convert, load, nested, presets
 
 A_DAY = 86400.0
 """How long the processes of an evaluation wait for one another, in seconds."""
 
 USAGE = """usage: python -m train run PRESET [--key value ...]
+       python -m train plan PRESET [--gpus 8xH100] [--length N] [--prompt N] [--key value ...]
+       python -m train rehearse PRESET [--processes 2] [--divide 8] [--out FOLDER] [--key value ...]
        python -m train resume FOLDER [--steps N]
        python -m train eval MODEL FILE [--key value ...]
        python -m train report FOLDER [FOLDER ...] [--out FOLDER]
@@ -26,6 +28,8 @@ USAGE = """usage: python -m train run PRESET [--key value ...]
 run trains a policy. PRESET is a TOML file or one of: {presets}.
 Every key of the preset can be changed: --seed 1 --steps 5 --optimizer.learning-rate 1e-4
 `python -m train run PRESET --help` lists the keys with their meaning and their values in that preset.
+plan says what memory and time the run will take on those GPUs, and what to change if it does not fit (exit code 1).
+rehearse runs the preset in small: its architecture with random weights, two processes, a step, resumed, evaluated.
 resume goes on with a run that stopped, from its last intact checkpoint.
 eval draws responses from any Hugging Face folder to the problems of a file, and prints Mean@k and Pass@k.
 report draws the curves of several runs, seeds of one configuration as their mean, into report/report.html and .png."""
@@ -48,9 +52,15 @@ def main(arguments: Sequence[str]) -> int:
     command, *rest = words
     try:
         # Importing transformers takes seconds: a misspelt command or key is answered before.
-        return Table("command", {"run": _run, "resume": _resume, "eval": _eval, "report": _report})[command](
-            rest, asks_help
-        )
+        commands = {
+            "run": _run,
+            "plan": _plan,
+            "rehearse": _rehearse,
+            "resume": _resume,
+            "eval": _eval,
+            "report": _report,
+        }
+        return Table("command", commands)[command](rest, asks_help)
     except (ValueError, OSError) as error:
         print(f"train: {_line(error)}", file=sys.stderr)
         return 2
@@ -69,6 +79,44 @@ def _run(rest: Sequence[str], asks_help: bool) -> int:
     from train.job import prepare
 
     return _together(config, lambda: prepare(config))
+
+
+def _plan(rest: Sequence[str], asks_help: bool) -> int:
+    if asks_help:
+        print(USAGE.format(presets=", ".join(presets())))
+        return 0
+    if not rest or rest[0].startswith("-"):
+        raise ValueError(f"plan needs a preset first: a TOML file or one of {', '.join(presets())}")
+    given = overrides(rest[1:])
+    asked = {name: given.pop(name, None) for name in ("gpus", "length", "prompt")}
+    config = load(rest[0], given)
+    from train.plan import advice, plan_run
+    from train.planning.page import WIDTH, show
+
+    plan = plan_run(config, **asked)
+    guessed = [name for name in ("length", "prompt") if asked[name] is None]
+    show(plan, [] if plan.fits else advice(plan), Console(width=WIDTH), guessed=guessed)
+    return 0 if plan.fits else 1
+
+
+def _rehearse(rest: Sequence[str], asks_help: bool) -> int:
+    if asks_help:
+        print(USAGE.format(presets=", ".join(presets())))
+        return 0
+    if not rest or rest[0].startswith("-"):
+        raise ValueError(f"rehearse needs a preset first: a TOML file or one of {', '.join(presets())}")
+    given = overrides(rest[1:])
+    own = {"processes": 2, "divide": 8, "out": f"rehearsals/{Path(rest[0]).stem}"}
+    asked = {name: given.pop(name, usual) for name, usual in own.items()}
+    for name in ("processes", "divide"):
+        if not isinstance(asked[name], int) or asked[name] < 1:
+            raise ValueError(f"{name} is {asked[name]!r}; pass a whole number from 1")
+    config = load(rest[0], given)
+    from train.rehearse import rehearse
+
+    out = Path(str(asked["out"]))
+    done = rehearse(config, out, divide=asked["divide"], processes=asked["processes"], console=Console())
+    return 0 if done else 1
 
 
 def _resume(rest: Sequence[str], asks_help: bool) -> int:
@@ -96,6 +144,7 @@ def _together(config: Config, prepared: Callable[[], Any]) -> int:
 
 def _carry_out(job: Any) -> int:
     from train import ranks
+    from train.engines.engine import StaleWeights
     from train.policy_gradient import Diverged
     from train.run import run
     from train.saving.checkpoint import CheckpointError
@@ -104,7 +153,7 @@ def _carry_out(job: Any) -> int:
     console = Console(quiet=not ranks.is_first())
     try:
         result = run(job, console)
-    except (CheckpointError, Diverged) as error:
+    except (CheckpointError, Diverged, StaleWeights) as error:
         print(f"train: {_line(error)}", file=sys.stderr)
         return 1
     except OSError as error:
@@ -122,12 +171,18 @@ def _eval(rest: Sequence[str], asks_help: bool) -> int:
         tyro.cli(EvalConfig, args=["--help"], prog="python -m train eval")
     if len(rest) < 2 or rest[0].startswith("-") or rest[1].startswith("-"):
         raise ValueError("eval needs a model's folder and a file of problems: eval runs/NAME/model problems.parquet")
-    config = convert({"model": rest[0], "problems": rest[1]} | overrides(rest[2:]), EvalConfig, "eval")
+    given = nested({"model": rest[0], "problems": rest[1]} | overrides(rest[2:]))
+    config = convert(given, EvalConfig, "eval")
     from train import ranks
+    from train.engines.engine import StaleWeights
     from train.score import score
 
-    with ranks.joined(timeout=A_DAY):
-        found, console = score(config), Console(quiet=not ranks.is_first())
+    with ranks.joined(timeout=A_DAY, single=config.precision != "float32"):
+        try:
+            found, console = score(config), Console(quiet=not ranks.is_first())
+        except StaleWeights as error:
+            print(f"train: {_line(error)}", file=sys.stderr)
+            return 1
     for name, accuracy in ((f"Mean@{config.k}", found.mean_at_k), (f"Pass@{config.k}", found.pass_at_k)):
         console.print(f"{name} {accuracy}", highlight=False, soft_wrap=True)
     return 0

@@ -37,7 +37,27 @@ def load(preset: str, overrides: dict[str, Any]) -> Config:
         ValueError: no such preset, TOML that does not parse, an unknown or missing key, a value out of type or range;
             one sentence each, with the nearest names.
     """
-    path = Path(preset) if preset.endswith(".toml") else presets()[preset]
+    path = _path(preset)
+    raw = _read(path)
+    _refuse_unknown((*_leaves(raw), *overrides), Config)
+    return convert(_merged(raw, nested(overrides)), Config, str(path))
+
+
+def nested(overrides: dict[str, Any]) -> dict[str, Any]:
+    """Return values by dotted key as tables."""
+    tables: dict[str, Any] = {}
+    for key, value in overrides.items():
+        *sections, last = key.split(".")
+        reduce(lambda table, name: table.setdefault(name, {}), sections, tables)[last] = value
+    return tables
+
+
+def _path(preset: str) -> Path:
+    return Path(preset) if preset.endswith(".toml") else presets()[preset]
+
+
+def _read(path: Path, via: tuple[Path, ...] = ()) -> dict[str, Any]:
+    """Return a preset's tables, on top of those of the preset that it extends, if it does."""
     try:
         raw = tomllib.loads(path.read_text(encoding="utf-8"))
     except OSError as error:
@@ -46,11 +66,18 @@ def load(preset: str, overrides: dict[str, Any]) -> Config:
         ) from error
     except (tomllib.TOMLDecodeError, UnicodeDecodeError) as error:
         raise ValueError(f"{path} is not TOML: {error}") from error
-    _refuse_unknown((*_leaves(raw), *overrides), Config)
-    for key, value in overrides.items():
-        *sections, last = key.split(".")
-        reduce(lambda table, name: table.setdefault(name, {}), sections, raw)[last] = value
-    return convert(raw, Config, str(path))
+    base = raw.pop("extends", None)
+    if base is None:
+        return raw
+    if not isinstance(base, str) or path in via:
+        raise ValueError(f"{path}, extends = {base!r}: not another preset; name one of {', '.join(presets())}")
+    return _merged(_read(_path(base), (*via, path)), raw)
+
+
+def _merged(below: dict[str, Any], above: dict[str, Any]) -> dict[str, Any]:
+    """Return both, the one above where they differ, table by table."""
+    both = [key for key in above if isinstance(above[key], dict) and isinstance(below.get(key), dict)]
+    return below | above | {key: _merged(below[key], above[key]) for key in both}
 
 
 def convert(raw: dict[str, Any], kind: type[Record], source: str) -> Record:

@@ -39,8 +39,9 @@ def joined(*, timeout: float, single: bool = False) -> Iterator[None]:
     alone: dict[str, Any] = {} if launched else {"store": HashStore(), "rank": 0, "world_size": 1}
     dist.init_process_group(backend, timeout=timedelta(seconds=timeout), **alone)
     yield
-    # Not after an error: the others may wait in a collective, and would be waited for.
-    dist.destroy_process_group()
+    # Not after an error: the others may wait in a collective, and would be waited for. vLLM's end may have done it.
+    if dist.is_initialized():
+        dist.destroy_process_group()
 
 
 def rank() -> int:

@@ -189,10 +189,11 @@ def _demands(job: Job) -> Demands:
 
 
 def _warn_of_gap(step: int, gap: float | None, config: Config, warn: Callable[[str], None]) -> None:
-    if gap is not None and not gap <= config.engine.max_gap:
+    most = config.engine.gap(config.model.precision)
+    if gap is not None and not gap <= most:
         warn(
             f"rollout batch {step}: the sampler's log-probabilities are {gap:.3g} nats a token from the "
-            f"trainer's, over engine.max_gap = {config.engine.max_gap:g}; engine.correct makes up for it"
+            f"trainer's, over engine.max_gap = {most:g}; engine.correct makes up for it"
         )
 
 

@@ -10,6 +10,7 @@ from transformers import PreTrainedTokenizerBase
 
 from rpg_ref import aggregate, count
 from train import ranks
+from train.answering.rules import right_response
 from train.batch import pack, parts, response_logprobs
 from train.config import Config
 from train.optim import build_optimizer, step
@@ -22,14 +23,18 @@ from train.tokenizer import answer_ids
 def warm_start(
     policy: Policy, tokenizer: PreTrainedTokenizerBase, tasks: Sequence[Task], config: Config
 ) -> Iterator[dict[str, Any]]:
-    """Maximise the likelihood of demonstrated answers, and yield metrics after each optimiser step."""
+    """Maximise the likelihood of demonstrated answers, and yield metrics after each optimiser step.
+
+    An answer is shown in the form that the run's rule judges right: a policy that has learnt it can earn its reward.
+    """
     settings = config.warm_start
     optimizer = build_optimizer(policy, settings)
     for number in range(settings.steps):
         start = time.perf_counter()
         rng = random.Random(derive(config.seed, "slips", number))
         shown = deal(tasks, settings.batch, number, derive(config.seed, "demonstrations"))
-        answers = [answer_ids(tokenizer, demonstrate(task.answer, settings.slip, rng)) for task in shown]
+        said = [demonstrate(task.answer, settings.slip, rng) for task in shown]
+        answers = [answer_ids(tokenizer, right_response(config.data.rule, answer)) for answer in said]
         batch = pack([task.prompt for task in shown], answers, tokenizer.pad_token_id)
         denominator, loss = count(batch.mask, "token-mean"), torch.zeros(())
         for part in parts(batch, config.optimizer.micro_tokens, policy.device):

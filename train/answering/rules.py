@@ -74,16 +74,24 @@ class Rule(NamedTuple):
         judge: takes a response and the answer.
         may_hang: it is run in worker processes.
         package: what to install for it, if anything; its module has the same name, with underscores.
+        form: a response that is right whatever the answer, which stands for {}; a warm start teaches it.
     """
 
     judge: Callable[[str, str], bool]
     may_hang: bool
     package: str | None = None
+    form: str = "{}"
 
 
 # A Table of rpg_ref once it is looked up.
 RULES = {
-    "math-verify": Rule(by_math_verify, may_hang=True, package="math-verify"),
-    "released": Rule(by_released, may_hang=False),
+    # A bare 42 is read too, but a bare \sqrt{2} is not.
+    "math-verify": Rule(by_math_verify, may_hang=True, package="math-verify", form=r"\boxed{{{}}}"),
+    "released": Rule(by_released, may_hang=False, form="Answer: {}"),
     "exact": Rule(by_exact, may_hang=False),
 }
+
+
+def right_response(rule: str, answer: str) -> str:
+    """Return the answer in the form that a rule judges right."""
+    return RULES[rule].form.format(answer)

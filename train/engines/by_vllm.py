@@ -11,7 +11,7 @@ from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
 from typing import Any
 
-from transformers import PreTrainedTokenizerBase
+from transformers import PretrainedConfig, PreTrainedTokenizerBase
 
 from train import ranks
 from train.batch import Ids
@@ -35,6 +35,16 @@ LOOK, LOOK_AT, LOOK_BACK = 8, 4, 64
 """The canary draws so many tokens to so many prompts, of which it keeps the last so many tokens."""
 
 
+def described(policy: Policy) -> PretrainedConfig:
+    """Return the config that vLLM builds its model from: the policy's, with a head of its own.
+
+    A tied head vLLM 0.32 leaves as it was when weights are pushed, where its kernel has packed it (on a processor).
+    """
+    config = copy.deepcopy(policy.model.config)
+    config.architectures, config.tie_word_embeddings = [type(policy.model).__name__], False
+    return config
+
+
 class VLLM:
     """A vLLM engine without weights until it is given some."""
 
@@ -49,13 +59,9 @@ class VLLM:
             os.environ.setdefault(name, value)
         from vllm import LLM
 
-        described = copy.deepcopy(policy.model.config)
-        described.architectures = [type(policy.model).__name__]
-        # vLLM 0.32 leaves a tied head as it was when weights are pushed, where its kernel has packed it (on a CPU).
-        described.tie_word_embeddings = False
         given: dict[str, Any] = {"distributed_executor_backend": "external_launcher"} if ranks.size() > 1 else {}
         with tempfile.TemporaryDirectory() as folder, self._watched():
-            described.save_pretrained(folder)
+            described(policy).save_pretrained(folder)
             self.llm = LLM(
                 model=folder,
                 skip_tokenizer_init=True,
@@ -88,7 +94,7 @@ class VLLM:
             said,
             self.prompts,
             policy,
-            max_gap=self.settings.max_gap,
+            max_gap=self.settings.gap(self.demands.precision),
             budget=self.demands.budget,
             temperature=self.demands.temperature,
             pad=self.tokenizer.pad_token_id,

@@ -3,7 +3,9 @@
 A policy moves so little in a step that stale weights look like fresh ones. So zeros are pushed first: of a model whose
 head is zero every token has the log-probability −log V, to the last digit. Then the weights are pushed, and the engine
 must say what the trainer says. A push that does nothing fails the first look, or the second; so does one that leaves
-out a tensor, which is then still zero, or one that goes to a copy that the engine does not compute with.
+out a tensor, which is then still zero, or one that goes to a copy that the engine does not compute with: the engine
+starts with weights of its own making. Only a tensor that took an earlier push and neither of these two would pass as
+long as it has moved little; on a GPU there is none, since weights are freed while the engine sleeps.
 """
 
 import math

@@ -2,12 +2,14 @@
 
 import random
 from collections.abc import Sequence
+from dataclasses import replace
 from typing import Any, NamedTuple, TypeVar, cast
 
 from transformers import PreTrainedTokenizerBase
 
+from train.answering.rules import right_response
 from train.config import Config, DataConfig
-from train.problems.files import Problem, parse, read
+from train.problems.files import Problem, name_of, parse, read
 from train.seeds import derive
 from train.tokenizer import answer_ids, prompt_ids
 
@@ -15,10 +17,11 @@ Item = TypeVar("Item")
 
 
 class Task(NamedTuple):
-    """A problem as the policy sees it: the prompt's token ids; and the answer."""
+    """A problem as the policy sees it: the prompt's token ids; the answer; and which test set it is of, "" for none."""
 
     prompt: list[int]
     answer: str
+    test_set: str = ""
 
 
 class Split(NamedTuple):
@@ -34,45 +37,65 @@ def arithmetic(rows: dict[str, list[dict[str, Any]]]) -> Split:
 
 
 def read_split(data: DataConfig) -> Split:
-    """Read the problems; without a test file the last ``test_problems`` of the training file are held out.
+    """Read the problems; without a test set the last ``test_problems`` of the training problems are held out.
 
     Args:
-        data: names a training file.
+        data: names what to train on.
 
     Returns:
-        Both parts.
+        Both parts; of several test sets each problem knows its own, one that stands in two of them is there twice.
 
     Raises:
-        ValueError: a file is unreadable, a problem stands in both, or none would be left to train on.
+        ValueError: a source is unreadable, a problem stands in both parts, two test sets have one name, or no problem
+            would be left to train on.
     """
-    train = read(cast(str, data.train))
+    drop = data.contradictions == "drop"
+    train = read(cast(str, data.train), "train", drop_contradictions=drop)
     if data.test is None:
         if data.test_problems >= len(train):
             few = f"{data.train} has {len(train)} distinct problems, too few to hold out {data.test_problems}"
             raise ValueError(f"{few}; lower data.test_problems or name a file with data.test")
         return Split(train[: -data.test_problems], train[-data.test_problems :])
-    test = read(data.test)
     asked = {problem.prompt for problem in train}
-    both = sum(problem.prompt in asked for problem in test)
-    if both:
-        raise ValueError(f"{both} problems of {data.test} stand in {data.train} too; remove them from one of the files")
+    test: list[Problem] = []
+    for name, source in _named((data.test,) if isinstance(data.test, str) else data.test).items():
+        problems = read(source, "test", drop_contradictions=drop)
+        both = sum(problem.prompt in asked for problem in problems)
+        if both:
+            raise ValueError(f"{both} problems of {source} stand in {data.train} too; remove them from one of the two")
+        test += [replace(problem, test_set=name) for problem in problems]
     return Split(train, test)
+
+
+def _named(sources: Sequence[str]) -> dict[str, str]:
+    """Return test sets by their short names."""
+    if not sources:
+        raise ValueError("data.test is an empty list; name a test set, or leave it out")
+    named: dict[str, str] = {}
+    for source in sources:
+        name = name_of(source)
+        if name in named:
+            raise ValueError(f"{named[name]} and {source} of data.test are both called {name}; rename one of them")
+        named[name] = source
+    return named
 
 
 def encode(problems: Sequence[Problem], tokenizer: PreTrainedTokenizerBase, config: Config) -> list[Task]:
     """Put prompts into token ids.
 
     Raises:
-        ValueError: an answer does not fit into a response, so that no policy could earn its reward.
+        ValueError: an answer, in the form that the run's rule judges right, does not fit into a response.
     """
-    longest = max((problem.answer for problem in problems), key=lambda answer: len(answer_ids(tokenizer, answer)))
-    need = len(answer_ids(tokenizer, longest))
+    right = (right_response(config.data.rule, problem.answer) for problem in problems)
+    need, longest = max((len(answer_ids(tokenizer, response)), response) for response in right)
     if need > config.rollout.max_tokens:
         raise ValueError(
             f"rollout.max_tokens is {config.rollout.max_tokens} but the answer {longest!r} needs {need}; raise it"
         )
     limit = config.data.max_prompt_tokens
-    return [Task(prompt_ids(tokenizer, problem.prompt, limit), problem.answer) for problem in problems]
+    return [
+        Task(prompt_ids(tokenizer, problem.prompt, limit), problem.answer, problem.test_set) for problem in problems
+    ]
 
 
 def deal(items: Sequence[Item], size: int, step: int, seed: int) -> list[Item]:

@@ -23,11 +23,15 @@ class Metric(NamedTuple):
 
 
 EVALUATION = {
-    "accuracy": Metric("", "Mean@k: share of right responses to held-out problems."),
+    "accuracy": Metric("", "Mean@k: share of right responses to held-out problems, those of all test sets."),
     "stderr": Metric("", "Its standard error, over problems."),
     "pass": Metric("", "Pass@k: share of held-out problems with a right response among k."),
     "pass_stderr": Metric("", "Its standard error, over problems."),
-    "length": Metric("tokens", "Mean length of those responses, the end included."),
+    "accuracy.NAME": Metric("", "Mean@k of the test set NAME alone, where data.test names several; so the next three."),
+    "stderr.NAME": Metric("", "Its standard error, over problems of that set."),
+    "pass.NAME": Metric("", "Share of that set's problems with a right response among k."),
+    "pass_stderr.NAME": Metric("", "Its standard error, over problems of that set."),
+    "length": Metric("tokens", "Mean length of the responses, the end included."),
     "entropy": Metric("nats", "Entropy of π_θ at a token of those responses, at the sampling temperature, averaged."),
     "reverse_kl_start": Metric(
         "nats", "KL(π_θ‖π_start) of a response, exact over the vocabulary, along own responses; if π_ref stays."
@@ -65,12 +69,18 @@ POLICY_GRADIENT = {
     "k1": Metric("nats", "Mean of log(π_θ/π_ref) over tokens drawn from π_old: what trainers log as the KL."),
     "k2": Metric("nats", "Mean of ½·log²(π_θ/π_ref) over the same tokens."),
     "k3": Metric("nats", "Mean of y − 1 − log y, y = π_ref/π_θ, over the same tokens."),
+    "sampler_gap": Metric(
+        "nats", "Mean distance of log π_old from log π_sampler over tokens: how far the engine is from the trainer."
+    ),
+    "sampler_gap_max": Metric("nats", "The largest of the step."),
+    "sampler_bounded": Metric("", "Share of samples whose correction π_old/π_sampler is cut; with engine.correct."),
     "clip_high": Metric("", "Share of tokens without gradient: pushed up with w ≥ 1 + ε₂."),
     "clip_low": Metric("", "The same: pushed down with w ≤ 1 − ε₁."),
     "clip_dual": Metric("", "The same: pushed down with w ≥ c."),
     "above_bound": Metric("", "Share of samples whose weight a recipe's bound lowers."),
     "below_bound": Metric("", "Share of samples whose weight a recipe's bound raises or drops."),
     "tokens_per_second": Metric("1/s", "Response tokens over the time of the whole step."),
+    "seconds_push": Metric("s", "Time to give the engine the weights and to see that it has them."),
     "seconds_draw": Metric("s", "Time to draw responses."),
     "seconds_judge": Metric("s", "Time to judge them."),
     "seconds_old": Metric("s", "Time for log π_old."),
@@ -134,3 +144,21 @@ def drift(
         "ess": (scaled.sum() ** 2 / (scaled**2).sum() / len(scaled)).item(),
         **{k.__name__: k(log_y).mean().item() for k in (k1, k2, k3)},
     }
+
+
+@torch.no_grad()
+def sampler_gap(
+    logp_old: Float[Tensor, "B T"], logp_sampler: Float[Tensor, "B T"], mask: Int[Tensor, "B T"]
+) -> dict[str, float]:
+    """Return how far the trainer's log-probabilities are from those of the engine that drew.
+
+    Args:
+        logp_old: log π_old, [B, T].
+        logp_sampler: log π_sampler, [B, T].
+        mask: 1 for tokens that count, at least one.
+
+    Returns:
+        ``sampler_gap`` and ``sampler_gap_max``, as METRICS has them.
+    """
+    gap = (logp_old.double() - logp_sampler.double())[mask != 0].abs()
+    return {"sampler_gap": gap.mean().item(), "sampler_gap_max": gap.max().item()}
