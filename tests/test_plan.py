@@ -180,7 +180,7 @@ def test_memory_of_the_paper_s_run_by_hand(paper):
         "gathered blocks and their gradients": 1_211_169_792,  # 12 · 100,930,816
     }
     assert {part.name: part.bytes for part in plan.host} == {
-        "loading the model": 16_089_872_384,
+        "loading the model": 128_718_979_072,
         "a checkpoint, gathered": 48_269_617_152,
         "its largest file, as it is written": 64_359_489_536,
     }
@@ -363,6 +363,11 @@ def test_learning_takes_as_long_as_planned_within_four_times():
 
 
 # Advice
+
+
+@pytest.mark.parametrize("name", ["qwen3_4b_2k", "qwen3_4b_4k", "qwen3_4b_8k", "qwen25_7b_instruct_2k"])
+def test_the_paper_s_presets_fit_on_eight_gpus_of_80_gb(name):
+    assert plan_run(load(name, {}), "8xH100").fits and plan_run(load(name, {}), "8xA100").fits
 
 
 def test_what_does_not_fit_is_told_what_would(paper):

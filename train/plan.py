@@ -22,7 +22,7 @@ class Plan(NamedTuple):
     Attributes:
         case: what was planned.
         moments: the fullest moment of each phase.
-        host: what the first process takes of the machine's memory.
+        host: what is taken of the machine's own memory, beside GPUs.
         phases: of a rollout batch.
     """
 

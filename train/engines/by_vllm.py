@@ -38,7 +38,8 @@ LOOK, LOOK_AT, LOOK_BACK = 8, 4, 64
 def described(policy: Policy) -> PretrainedConfig:
     """Return the config that vLLM builds its model from: the policy's, with a head of its own.
 
-    A tied head vLLM 0.32 leaves as it was when weights are pushed, where its kernel has packed it (on a processor).
+    A tied head that is pushed as the embedding alone stays as it was in vLLM 0.32 where its kernel has packed it, on a
+    processor; whether a tied model takes one pushed by its own name is up to each model's loader.
     """
     config = copy.deepcopy(policy.model.config)
     config.architectures, config.tie_word_embeddings = [type(policy.model).__name__], False

@@ -254,10 +254,10 @@ def embedding_gradient(case: Case) -> Part:
 
 
 def host(case: Case) -> list[Part]:
-    """Return what the first process takes of the machine's memory, where its tensors are on a GPU."""
+    """Return what a run takes of the memory of its machine, taken to be one, where its tensors are on GPUs."""
     number = case.sizes.parameters
     return [
-        Part("loading the model", WIDE * number, f"4 B × {_m(number)}, in each process that reads it"),
+        Part("loading the model", WIDE * number * case.ranks, f"4 B × {_m(number)}{_times(case.ranks)}"),
         collected(case),
         file(case),
     ]
@@ -279,6 +279,10 @@ def file(case: Case) -> Part:
 
 def _m(number: int) -> str:
     return f"{number / 1e6:,.1f} M"
+
+
+def _times(ranks: int) -> str:
+    return f" × {ranks} processes, each of which loads it" if ranks > 1 else ""
 
 
 def _of(ranks: int) -> str:

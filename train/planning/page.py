@@ -74,7 +74,7 @@ def _memory(plan: Plan) -> Table:
             table.add_row(f"  {part.name}", f"{part.bytes / GIB:,.2f}", part.how)
     if plan.host:
         table.add_section()
-        table.add_row("[bold]of the machine[/]", "", "[bold]the first process[/]")
+        table.add_row("[bold]of the machine[/]", "", "[bold]beside its GPUs; a checkpoint in the first process[/]")
         for part in plan.host:
             table.add_row(f"  {part.name}", f"{part.bytes / GIB:,.2f}", part.how)
     return table
