@@ -43,7 +43,7 @@ NAMES = ("rpg-urkl-clip", "grpo", "gspo", "reinforce++")
 def state_of(*, dtype=torch.float64, **given):
     usual = {"optimizer.learning_rate": 1e-2, "rollout.prompts": 4, "rollout.samples": 2, "optimizer.prompts": 1}
     config = load("cpu_tiny", usual | given)
-    model = build_model(ModelConfig(**SHAPE), TOKENIZER, seed=0).to(dtype)
+    model = build_model(ModelConfig(**SHAPE), seed=0).to(dtype)
     return begin(model, config), config
 
 

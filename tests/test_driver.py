@@ -55,7 +55,7 @@ def tokenizer():
 
 
 def small_model(tokenizer):
-    return build_model(ModelConfig(width=32, mlp_width=64, layers=1, heads=2, key_value_heads=1), tokenizer, seed=0)
+    return build_model(ModelConfig(width=32, mlp_width=64, layers=1, heads=2, key_value_heads=1), seed=0)
 
 
 def command(folder, *more):

@@ -41,7 +41,7 @@ def tokenizer():
 
 
 def policy_of(tokenizer, *, tied=True, seed=0):
-    model = build_model(SHAPE, tokenizer, seed=seed)
+    model = build_model(SHAPE, seed=seed)
     if not tied:
         described = copy.deepcopy(model.config)
         described.tie_word_embeddings = False

@@ -24,7 +24,6 @@ from train.planning.page import WIDTH
 from train.policy import Policy, recompute
 from train.policy_gradient import accumulate, begin
 from train.preset import load
-from train.tokenizer import build_tokenizer
 
 GIB = 2**30
 PAGE = (Path(__file__).parents[1] / "docs/plan.md").read_text()
@@ -68,7 +67,7 @@ def test_the_paper_s_models_are_known_without_a_network(preset, name, parameters
 
 def test_a_random_model_is_described_as_it_is_built():
     model = ModelConfig(width=32, mlp_width=48, layers=3, heads=4, key_value_heads=2, context=64)
-    built = build_model(model, build_tokenizer(), seed=0)
+    built = build_model(model, seed=0)
     own = {key: value for key, value in built.config.to_dict().items() if key not in ("architectures", "dtype")}
     assert {key: architecture(model).to_dict()[key] for key in own} == own
     found = sizes(architecture(model))
@@ -231,7 +230,7 @@ def learn(state, recipe="grpo"):
 
 def test_weights_optimiser_and_gradients_are_exact():
     case = tiny()
-    state = begin(build_model(case.config.model, build_tokenizer(), seed=0), case.config)
+    state = begin(build_model(case.config.model, seed=0), case.config)
     learn(state)
     weights = list(state.model.parameters())
     planned = {part.name: part.bytes for part in memory.kept(case)}
@@ -245,7 +244,7 @@ def test_weights_optimiser_and_gradients_are_exact():
 @pytest.mark.parametrize("precision", ["float32", "bfloat16"])
 def test_keys_and_values_are_exact(precision):
     case = tiny(precision)
-    model = build_model(case.config.model, build_tokenizer(), seed=0).to(getattr(torch, precision))
+    model = build_model(case.config.model, seed=0).to(getattr(torch, precision))
     cache = DynamicCache(config=model.config)
     with torch.no_grad():
         model(torch.zeros(3, 10, dtype=torch.long), past_key_values=cache, use_cache=True)
@@ -300,7 +299,7 @@ def peak_of(do):
 @pytest.mark.parametrize("again", [False, True])
 def test_the_peak_of_a_mini_batch_is_planned_within_a_fifth(again):
     case = tiny(**{"optimizer.recompute": again})
-    state = begin(build_model(case.config.model, build_tokenizer(), seed=0), case.config)
+    state = begin(build_model(case.config.model, seed=0), case.config)
     learn(state)
     step(state.optimizer, 0)
     fullest = max(moment.bytes for moment in memory.moments(case) if moment.phase == "learn")
@@ -351,7 +350,7 @@ def test_learning_takes_as_long_as_planned_within_four_times():
     """Four, for a machine that others use as well; a quiet one is within two. Matrix products are most of it."""
     wide = {"model.width": 256, "model.mlp_width": 1024, "model.layers": 3}
     case = dataclasses.replace(tiny(**wide), devices=Devices(1, measured(1, "float32")))
-    state = begin(build_model(case.config.model, build_tokenizer(), seed=0), case.config)
+    state = begin(build_model(case.config.model, seed=0), case.config)
     learn(state)
     took = []
     for number in range(3):

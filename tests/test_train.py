@@ -47,7 +47,7 @@ def tokenizer():
 @pytest.fixture(scope="module")
 def model(tokenizer):
     shape = ModelConfig(width=32, mlp_width=64, layers=2, heads=2, key_value_heads=1)
-    return build_model(shape, tokenizer, seed=0)
+    return build_model(shape, seed=0)
 
 
 def command(folder, *more):

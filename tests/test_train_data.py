@@ -345,7 +345,7 @@ def test_a_warm_start_shows_what_the_rule_of_the_run_judges_right(monkeypatch, r
     monkeypatch.setattr(
         train.warm_start, "pack", lambda prompts, ids, pad: shown.extend(ids) or pack(prompts, ids, pad)
     )
-    policy = Policy(build_model(config.model, tokenizer, 0))
+    policy = Policy(build_model(config.model, 0))
     assert len(list(train.warm_start.warm_start(policy, tokenizer, [Task([1, 2], "46")], config))) == 1
     assert {tokenizer.decode(ids[:-1]) for ids in shown} == {said}
     problems = [Problem((Message("user", "12+34"),), "46")]

@@ -37,7 +37,7 @@ CLOCKS = ("seconds", "tokens_per_second")
 
 @pytest.fixture(scope="module")
 def policy():
-    return Policy(build_model(SHAPE, TOKENIZER, seed=0))
+    return Policy(build_model(SHAPE, seed=0))
 
 
 @pytest.fixture(scope="module")
@@ -121,7 +121,7 @@ def test_a_tied_head_pushed_as_the_embedding_is_left_stale_by_this_version_of_vl
     def once(policy, *, blank):
         return ((name, x) for name, x in own(policy, blank=blank) if name != "lm_head.weight")
 
-    policy = Policy(build_model(dataclasses.replace(SHAPE, width=192, heads=6, key_value_heads=3), TOKENIZER, seed=0))
+    policy = Policy(build_model(dataclasses.replace(SHAPE, width=192, heads=6, key_value_heads=3), seed=0))
     monkeypatch.setattr(train.engines.by_vllm, "described", tied)
     monkeypatch.setattr(train.engines.by_vllm.canary, "pushed", once)
     engine = VLLM(policy, TOKENIZER, SETTINGS, demands())

@@ -163,7 +163,7 @@ def naive_spread(model, start, sequences, temperature):
 @pytest.mark.parametrize("budget", [0, 1, 20])
 def test_spread_is_exact_along_the_responses(budget):
     tokenizer = build_tokenizer()
-    model, start = (Policy(build_model(SHAPE, tokenizer, seed)) for seed in (0, 1))
+    model, start = (Policy(build_model(SHAPE, seed)) for seed in (0, 1))
     sequences = [([256, 5, 9], [7, 8, 260]), ([256, 1], [3]), ([4] * 6, [1, 2, 3, 4, 5])]
     batch = pack(*zip(*sequences, strict=True), tokenizer.pad_token_id)
     found = spread(model, start, batch, budget=budget, temperature=0.7)
@@ -174,7 +174,7 @@ def test_spread_is_exact_along_the_responses(budget):
 
 def test_spread_is_the_divergence_that_samples_estimate():
     tokenizer = build_tokenizer()
-    model, start = (Policy(build_model(SHAPE, tokenizer, seed)) for seed in (0, 1))
+    model, start = (Policy(build_model(SHAPE, seed)) for seed in (0, 1))
     prompts = [[256, 5, 9]] * 2000
     said = sample(model, tokenizer, prompts, max_tokens=3, temperature=1.0, seed=0)
     batch = pack(prompts, [ids for ids, _ in said], tokenizer.pad_token_id)

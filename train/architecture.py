@@ -11,7 +11,7 @@ from transformers import AutoConfig, AutoModelForCausalLM, PretrainedConfig, Qwe
 from transformers.modeling_layers import GradientCheckpointingLayer
 
 from train.config import HUB, ModelConfig
-from train.model import _reading
+from train.places import reading
 from train.tokenizer import build_tokenizer
 
 SHAPES = {path.stem: path for path in (Path(__file__).parent / "shapes").glob("*.json")}
@@ -74,7 +74,7 @@ def architecture(model: ModelConfig) -> PretrainedConfig:
         return _random(model)
     if model.path.startswith(HUB):
         return _of_hub(model.path.removeprefix(HUB))
-    with _reading(model.path) as source:
+    with reading(model.path) as source:
         return _read(**source)
 
 
@@ -99,7 +99,6 @@ def _read(pretrained_model_name_or_path: str, **how: Any) -> PretrainedConfig:
 
 
 def _random(model: ModelConfig) -> Qwen3Config:
-    """As the random model of train.model; a test compares them."""
     shape, tokenizer = model.shape, build_tokenizer()
     return Qwen3Config(
         vocab_size=len(tokenizer),

@@ -19,7 +19,7 @@ A_DAY = 86400.0
 
 USAGE = """usage: python -m train run PRESET [--key value ...]
        python -m train plan PRESET [--gpus 8xH100] [--length N] [--prompt N] [--key value ...]
-       python -m train rehearse PRESET [--processes 2] [--divide 8] [--out FOLDER] [--key value ...]
+       python -m train rehearse PRESET [--processes N] [--divide N] [--out FOLDER] [--key value ...]
        python -m train resume FOLDER [--steps N]
        python -m train eval MODEL FILE [--key value ...]
        python -m train report FOLDER [FOLDER ...] [--out FOLDER]
@@ -106,10 +106,10 @@ def _rehearse(rest: Sequence[str], asks_help: bool) -> int:
     if not rest or rest[0].startswith("-"):
         raise ValueError(f"rehearse needs a preset first: a TOML file or one of {', '.join(presets())}")
     given = overrides(rest[1:])
-    own = {"processes": 2, "divide": 8, "out": f"rehearsals/{Path(rest[0]).stem}"}
+    own = {"processes": None, "divide": None, "out": f"rehearsals/{Path(rest[0]).stem}"}
     asked = {name: given.pop(name, usual) for name, usual in own.items()}
     for name in ("processes", "divide"):
-        if not isinstance(asked[name], int) or asked[name] < 1:
+        if asked[name] is not None and (not isinstance(asked[name], int) or asked[name] < 1):
             raise ValueError(f"{name} is {asked[name]!r}; pass a whole number from 1")
     config = load(rest[0], given)
     from train.rehearse import rehearse

@@ -12,6 +12,7 @@ import subprocess
 import sys
 import time
 from collections.abc import Iterator, Sequence
+from functools import partial
 from importlib.util import find_spec
 from pathlib import Path
 from typing import Any, NamedTuple
@@ -19,23 +20,33 @@ from typing import Any, NamedTuple
 import torch
 from rich.console import Console
 from transformers import AutoModelForCausalLM, GenerationConfig
+from transformers.utils import logging
 
-from train.architecture import architecture, divided
+from train.architecture import architecture, divided, sizes
 from train.config import Config, ModelConfig, WarmStartConfig
+from train.plan import of_case
+from train.planning.case import Case
+from train.planning.devices import Devices, devices
 from train.preset import dump
 from train.problems.files import name_of, write
 from train.seeds import derive
 from train.tokenizer import build_tokenizer
 from train.watching.journal import rows
 
+ON_CPU = 8
+"""What the model's widths are divided by on a processor."""
 LENGTHS, BATCH = 128, 64
 """What lengths and numbers of problems are divided by."""
-MIN_RESPONSE, MIN_PROMPT = 16, 32
-"""Room for an answer and for a short question, at one token a byte."""
+RESPONSE, PROMPT = 16, 32
+"""Tokens that there is room for all the same, at one token a byte: an answer, and a short question."""
+KV_GIB = 0.25
 PROBLEMS, REPEATED = 64, 3
 """Problems to train on, and how often each stands in the file, as the published ones do many times."""
-WARM_START = WarmStartConfig(steps=30, batch=16, learning_rate=3e-3, warm_up=5, slip=0.5)
-"""A policy that is right at random: of a random one every group would be all wrong, and the filter would starve."""
+WARM_STEPS, WARM_RATE = 28, 0.6
+"""Optimiser steps of a warm start, and its learning rate times the model's width: wider ones learn as fast.
+
+A random policy would never be right, every group would be all wrong, and the filter would starve.
+"""
 
 
 class Stage(NamedTuple):
@@ -51,29 +62,19 @@ class Stage(NamedTuple):
 
 
 def small(config: Config, folder: Path, divide: int) -> Config:
-    """Return the preset's configuration in small, and write what it reads: a model's folder and files of problems.
+    """Return the preset's configuration in small.
 
     Args:
         config: the preset's.
-        folder: where to write; made if missing.
+        folder: where what it reads will be written, and its run.
         divide: what the model's widths are divided by.
 
     Returns:
         A configuration of the same choices.
     """
-    folder.mkdir(parents=True, exist_ok=True)
-    rollout, optimizer, data, tests = config.rollout, config.optimizer, config.data, _tests(config)
-    prompts = max(1, rollout.prompts // BATCH)
-    mini = max(1, optimizer.prompts * prompts // rollout.prompts)
-    length, prompt = (
-        max(least, most // LENGTHS)
-        for least, most in (
-            (MIN_RESPONSE, rollout.max_tokens),
-            (MIN_PROMPT, data.max_prompt_tokens),
-        )
-    )
-    _write_model(config, folder / "start", length + prompt, divide)
-    _write_problems(folder, tests, config.seed)
+    rollout, optimizer, data = config.rollout, config.optimizer, config.data
+    width, prompts = divided(architecture(config.model), divide).hidden_size, max(1, rollout.prompts // BATCH)
+    length, prompt = max(RESPONSE, rollout.max_tokens // LENGTHS), max(PROMPT, data.max_prompt_tokens // LENGTHS)
     return dataclasses.replace(
         config,
         name=f"{config.name}_rehearsal",
@@ -86,7 +87,7 @@ def small(config: Config, folder: Path, divide: int) -> Config:
         data=dataclasses.replace(
             data,
             train=str(folder / "train.parquet"),
-            test=tuple(str(folder / f"{name}.parquet") for name in tests),
+            test=tuple(str(folder / f"{name}.parquet") for name in _tests(config)),
             max_prompt_tokens=prompt,
         ),
         rollout=dataclasses.replace(
@@ -97,10 +98,32 @@ def small(config: Config, folder: Path, divide: int) -> Config:
             at_once=rollout.at_once // BATCH,
             overlong_buffer=rollout.overlong_buffer * length // rollout.max_tokens,
         ),
-        engine=dataclasses.replace(config.engine, kind=_engine(config), kv_gib=0.25),
-        optimizer=dataclasses.replace(optimizer, prompts=mini, micro_tokens=optimizer.micro_tokens // LENGTHS),
-        warm_start=WARM_START,
+        engine=dataclasses.replace(config.engine, kind=_engine(config), kv_gib=KV_GIB),
+        optimizer=dataclasses.replace(
+            optimizer,
+            prompts=max(1, optimizer.prompts * prompts // rollout.prompts),
+            micro_tokens=optimizer.micro_tokens // LENGTHS,
+        ),
+        warm_start=WarmStartConfig(steps=WARM_STEPS, batch=16, learning_rate=WARM_RATE / width, warm_up=5, slip=0.5),
     )
+
+
+def fitting(config: Config, of: Devices) -> int:
+    """Return the least power of two that divides the widths of the preset's model so that the rehearsal fits.
+
+    Args:
+        config: the preset's.
+        of: the devices it is to fit on.
+
+    Raises:
+        ValueError: none does.
+    """
+    for divide in (2**power for power in range(10)):
+        rehearsed, shape = small(config, Path(), divide), divided(architecture(config.model), divide)
+        lengths = rehearsed.data.max_prompt_tokens, rehearsed.rollout.max_tokens
+        if of_case(Case(rehearsed, sizes(shape), of, *lengths)).fits:
+            return int(divide)
+    raise ValueError(f"no rehearsal of {config.name} fits on {of}; take others, or name a size with --divide")
 
 
 def _engine(config: Config) -> Any:
@@ -114,9 +137,9 @@ def _tests(config: Config) -> list[str]:
     return [name_of(source) for source in sources]
 
 
-def _write_model(config: Config, folder: Path, context: int, divide: int) -> None:
+def _write_model(config: Config, folder: Path, divide: int) -> None:
+    """Write the preset's architecture in small, with random weights and the tokenizer of one token a byte."""
     tokenizer, shape = build_tokenizer(), divided(architecture(config.model), divide)
-    shape.vocab_size = max(shape.vocab_size, len(tokenizer))
     for name in ("pad_token_id", "bos_token_id", "eos_token_id"):
         setattr(shape, name, getattr(tokenizer, name))
     with torch.random.fork_rng():
@@ -135,7 +158,7 @@ def _write_problems(folder: Path, tests: Sequence[str], seed: int) -> None:
 
 
 def _row(split: str, index: int, rng: random.Random) -> dict[str, Any]:
-    digit = str(rng.randrange(10))
+    digit = str(rng.randrange(2))
     return {
         "data_source": "rehearsal",
         "prompt": [{"content": f"{split} {index}: {digit}", "role": "user"}],
@@ -167,37 +190,48 @@ def stages(config: Config, folder: Path) -> Iterator[Stage]:
     yield Stage("the exported model evaluated", ["eval", f"{run}/model", test, *words])
 
 
-def rehearse(config: Config, folder: Path, *, divide: int, processes: int, console: Console) -> bool:
+def rehearse(config: Config, folder: Path, *, divide: int | None, processes: int | None, console: Console) -> bool:
     """Rehearse a preset; what a command says goes to the terminal.
 
     Args:
         config: the preset's.
         folder: to write; new or empty.
-        divide: what the model's widths are divided by.
-        processes: how many, one a GPU or on the processor.
+        divide: what the model's widths are divided by; None: on GPUs the least that fits, else ON_CPU.
+        processes: how many; None: one a GPU, else two.
         console: where to say what is done.
 
     Returns:
-        Whether every command did its work and the run's rows are there.
+        Whether every command did its work and wrote what it should.
 
     Raises:
-        ValueError: the folder is not empty, or the model's architecture is not known.
+        ValueError: the folder is not empty, the model's architecture is not known, or nothing fits.
     """
     if folder.exists() and any(folder.iterdir()):
         raise ValueError(f"the folder {folder} is not empty; choose another with --out")
+    on_gpu = config.device != "cpu" and torch.cuda.is_available()
+    if processes is None:
+        processes = torch.cuda.device_count() if on_gpu else 2
+    if divide is None:
+        divide = fitting(config, devices(None, config.model.precision)) if on_gpu else ON_CPU
+    say = partial(console.print, highlight=False, soft_wrap=True)
     rehearsed = small(config, folder, divide)
+    logging.disable_progress_bar()
+    folder.mkdir(parents=True, exist_ok=True)
+    _write_model(config, folder / "start", divide)
+    _write_problems(folder, _tests(config), config.seed)
+    say(f"{config.name} in small: widths divided by {divide}, two blocks, {processes} processes")
     if rehearsed.engine.kind != config.engine.kind:
-        console.print(f"{config.engine.kind} is not installed here: transformers draws", highlight=False)
+        say(f"{config.engine.kind} is not installed here: {rehearsed.engine.kind} draws")
     for stage in stages(rehearsed, folder):
+        say(f"\n{stage.name}: train {' '.join(stage.arguments)}")
         start = time.perf_counter()
-        console.print(f"[bold]{stage.name}[/bold]: train {' '.join(stage.arguments)}", highlight=False, soft_wrap=True)
         code = subprocess.run([*_launcher(processes), "-m", "train", *stage.arguments], check=False).returncode
-        console.print(f"{stage.name}: {time.perf_counter() - start:.0f} s", highlight=False)
         if code:
-            console.print(f"{config.name} failed at: {stage.name} (exit code {code})", highlight=False)
+            say(f"{config.name} failed: {stage.name} (exit code {code})")
             return False
+        say(f"{stage.name}: {time.perf_counter() - start:.0f} s")
     lacking = _lacking(rehearsed, folder / "run")
-    console.print(f"{config.name} rehearsed" if not lacking else f"{config.name} lacks {lacking}", highlight=False)
+    say(f"{config.name} lacks {lacking}" if lacking else f"{config.name} is rehearsed")
     return not lacking
 
 
@@ -210,7 +244,8 @@ def _launcher(processes: int) -> list[str]:
 def _lacking(config: Config, run: Path) -> str:
     """Return what the run should have written and has not, or nothing."""
     done = [(row["phase"], row["step"]) for row in rows(run / "metrics.jsonl")]
-    wanted = [("evaluation", step) for step in range(3)] + [("policy_gradient", step) for step in (1, 2)]
+    evaluated = (0, 1, 2) if config.eval_every else (0, 2)
+    wanted = [("evaluation", step) for step in evaluated] + [("policy_gradient", step) for step in (1, 2)]
     missing = [f"{phase} of step {step} in metrics.jsonl" for phase, step in wanted if (phase, step) not in done]
     files = ["model/config.json", "checkpoints/step-00000001", "checkpoints/step-00000002"]
     return ", ".join(missing + [name for name in files if not (run / name).exists()])

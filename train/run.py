@@ -73,7 +73,7 @@ def _run(job: Job, console: Console) -> Result:
     if config.threads:
         torch.set_num_threads(config.threads)
     warn = partial(console.print, highlight=False, soft_wrap=True)
-    model = ranks.everywhere(lambda: build_model(config.model, job.tokenizer, derive(config.seed, "weights")))
+    model = ranks.everywhere(lambda: build_model(config.model, derive(config.seed, "weights")))
     state = begin(model, config)
     console.print(_described(state, job), soft_wrap=True)
     read = partial(load_snapshot, folder / "checkpoints", warn=warn)

@@ -45,7 +45,7 @@ def ours(folder: str, **_: object) -> list[dict[str, float]]:
         optimizer=OptimizerConfig(learning_rate=1e-6, prompts=GROUPS, weight_decay=0.0),
     )
     tokenizer = tokenizer_of(config.model)
-    model = build_model(config.model, tokenizer, seed=0)
+    model = build_model(config.model, seed=0)
     tasks = [Task(tokenizer(prompt)["input_ids"], "0") for prompt in prompts()]
     with Checker("exact") as checker:
         state = begin(model, config)
@@ -118,7 +118,7 @@ def write_model(folder: str) -> None:
 
     tokenizer = build_tokenizer()
     shape = ModelConfig(width=192, mlp_width=768, layers=3, heads=4, key_value_heads=2)
-    for part in (build_model(shape, tokenizer, seed=0), tokenizer):
+    for part in (build_model(shape, seed=0), tokenizer):
         part.save_pretrained(folder)
 
 
