@@ -10,7 +10,7 @@ DIVIDE := 16
 
 .PHONY: train test coverage nightly mutants slow smollm2 bench bench-loss experiments verify audit check-audit ledger proofs lint types rehearse check-vllm clean
 
-train: $(READY)      ## train a small policy with the verified core (two minutes on two cores); make train ARGS="--seed 1"
+train: $(READY)      ## train a small policy with the verified core (a minute or two on two cores); make train ARGS="--seed 1"
 	$(PY) -m train run train/presets/cpu_tiny.toml $(ARGS)
 
 test: $(READY)       ## property tests, exact-gradient tests and every symbolic proof
