@@ -17,6 +17,7 @@ FAULTS = (
     "stale head",  # a push does not reach the head
     "half",  # a push stops half way
     "nan",
+    "cache",  # keys and values of older weights are kept
 )
 
 
@@ -27,7 +28,7 @@ class LLM:
         config = AutoConfig.from_pretrained(model)
         torch.manual_seed(given["seed"])
         self.model = AutoModelForCausalLM.from_config(config, dtype=getattr(torch, given["dtype"])).eval()
-        self.given, self.fault, self.said, self.pushes = given, fault, [], 0
+        self.given, self.fault, self.said, self.pushes, self.asleep = given, fault, [], 0, set()
         self.disk = {name: x.clone() for name, x in self.model.named_parameters()}
         self.llm_engine = SimpleNamespace(engine_core=SimpleNamespace(shutdown=lambda: self.said.append("shutdown")))
         LLM.started.append(self)
@@ -36,6 +37,7 @@ class LLM:
     def collective_rpc(self, method, kwargs):
         assert method == "reload_weights" and set(kwargs) == {"weights_iterator"}
         given = dict(kwargs["weights_iterator"])
+        assert "weights" not in self.asleep
         self.said.append("push")
         self.pushes += 1
         own = dict(self.model.named_parameters())
@@ -56,16 +58,26 @@ class LLM:
 
     def reset_prefix_cache(self):
         self.said.append("reset")
-        return True
+        return self.fault != "cache"
 
-    def wake_up(self, tags):
+    def apply_model(self, look):
+        return [look(self.model)]
+
+    def wake_up(self, tags=("weights", "kv_cache")):
         self.said.append(f"wake {','.join(tags)}")
+        self.asleep -= set(tags)
 
+    @torch.no_grad()
     def sleep(self, level):
+        assert level == 2 and self.given["enable_sleep_mode"]
         self.said.append(f"sleep {level}")
+        self.asleep = {"weights", "kv_cache"}
+        for weight in self.model.parameters():
+            weight.fill_(math.nan)
 
     @torch.no_grad()
     def generate(self, prompts, parameters, use_tqdm):
+        assert not self.asleep
         self.said.append(f"draw {len(prompts)}")
         return [self._one(x["prompt_token_ids"], y) for x, y in zip(prompts, parameters, strict=True)]
 

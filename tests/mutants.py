@@ -41,7 +41,7 @@ HAND = [
     ("ratios.py", "widest(logp_ref.detach())", "widest(logp_ref)"),
     ("surrogates.py", "-live.detach()", "-live"),
     ("clipping.py", "log_w.detach(), log_v.detach()", "log_w, log_v"),
-    ("recipes.py", "self.sampler).exp().detach()", "self.sampler).exp()"),
+    ("recipes.py", "log_weight.exp().detach()", "log_weight.exp()"),
     # a detached term that must be live
     ("surrogates.py", "beta * u * row.f(log_v)", "beta * u * row.f(log_v.detach())"),
     ("clipping.py", "A - beta * row.slope(log_v) * (-log_v).exp()", "(A - beta * row.slope(log_v) * (-log_v).exp()).detach()"),

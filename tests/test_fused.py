@@ -91,7 +91,9 @@ def test_the_fused_path_is_the_plain_path(name, seed, temperature, tied, on_poli
     plain = case.everything(case.dense, recipe, on_policy=on_policy)
     fused = case.everything(case.fused, recipe, on_policy=on_policy, chunk=chunk)
     for key, expected in plain.items():
-        assert_close(fused[key], expected, **TIGHT, msg=lambda text, key=key: f"{key}: {text}")
+        # Of a prefix's ratio, which may be 1e6, the rounding goes by the largest entry.
+        scale = expected.abs().max().clamp(min=1.0)
+        assert_close(fused[key] / scale, expected / scale, **TIGHT, msg=lambda text, key=key: f"{key}: {text}")
 
 
 @pytest.mark.parametrize("token", range(3))

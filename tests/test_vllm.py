@@ -42,7 +42,7 @@ def policy():
 
 @pytest.fixture(scope="module")
 def engine(policy):
-    engine = VLLM(policy, TOKENIZER, SETTINGS, demands())
+    engine = VLLM(policy, TOKENIZER, SETTINGS, demands(context=400))
     yield engine
     engine.close()
 
@@ -63,6 +63,22 @@ def test_what_vllm_says_is_what_the_trainer_says_after_every_push(policy, engine
             said = engine.sample(PROMPTS * 8, max_tokens=40, temperature=temperature, seed=1)
         assert gap(policy, PROMPTS * 8, said, temperature)["sampler_gap_max"] < 1e-4
     assert any(ids[-1] == 257 for ids, _ in said) and all(257 not in ids[:-1] for ids, _ in said)
+
+
+def test_keys_and_values_of_older_weights_are_not_used(policy, engine, monkeypatch):
+    """A prompt of several blocks would be found in the cache."""
+    prompts = [[256, *range(1, 251), 5, 261]] * 4
+    for factor in (1.0, 1.2):
+        with torch.no_grad():
+            for weight in policy.parameters():
+                weight *= factor
+        with engine.holding(policy):
+            said = engine.sample(prompts, max_tokens=8, temperature=1.0, seed=1)
+        assert gap(policy, prompts, said, 1.0)["sampler_gap_max"] < 1e-4
+    monkeypatch.setattr(engine.llm, "reset_prefix_cache", lambda: False)
+    with pytest.raises(StaleWeights, match="keeps keys and values of older weights"):
+        with engine.holding(policy):
+            pass
 
 
 def test_a_response_is_of_its_seed_and_its_number(policy, engine):
@@ -104,7 +120,7 @@ def test_a_push_of_everything_but_a_layer_s_norm_trips_the_canary(policy, engine
         return named if blank else ((k, x) for k, x in named if k != "model.layers.1.input_layernorm.weight")
 
     monkeypatch.setattr(train.engines.by_vllm.canary, "pushed", without)
-    with pytest.raises(StaleWeights, match="does not have the weights it was given"):
+    with pytest.raises(StaleWeights, match="left out model.layers.1.input_layernorm.weight"):
         with engine.holding(policy):
             pass
 
@@ -169,10 +185,10 @@ def test_bfloat16_has_a_gap_that_can_be_corrected(tmp_path, rule):
 
 
 def test_cpu_tiny_reaches_the_accuracy_of_the_transformers_engine(tmp_path):
-    """Runs of other random numbers: over seeds the accuracy after has a standard deviation of 0.06."""
+    """Runs of other random numbers: over seeds the accuracy after has a standard deviation of 0.03."""
     after = {}
     for kind in ("transformers", "vllm"):
         out = launch("run", "cpu_tiny", "--engine.kind", kind, "--run-dir", str(tmp_path / kind))
         before, after[kind] = map(float, re.search(r"accuracy ([\d.]+) ± [\d.]+ → ([\d.]+)", out).groups())
         assert before < 0.6
-    assert after["vllm"] > max(0.8, after["transformers"] - 0.12), after
+    assert after["vllm"] > max(0.8, after["transformers"] - 0.1), after

@@ -178,10 +178,13 @@ def _eval(rest: Sequence[str], asks_help: bool) -> int:
     from train.score import score
 
     with ranks.joined(timeout=A_DAY, single=config.precision != "float32"):
+        console = Console(quiet=not ranks.is_first())
         try:
-            found, console = score(config), Console(quiet=not ranks.is_first())
+            found = score(config)
         except StaleWeights as error:
             print(f"train: {_line(error)}", file=sys.stderr)
+            return 1
+        except ranks.Elsewhere:
             return 1
     for name, accuracy in ((f"Mean@{config.k}", found.mean_at_k), (f"Pass@{config.k}", found.pass_at_k)):
         console.print(f"{name} {accuracy}", highlight=False, soft_wrap=True)

@@ -102,7 +102,12 @@ def everywhere(do: Callable[[], Item]) -> Item:
         found = do()
     except Exception as caught:
         error = caught
-    said = gather(None if error is None else f"{type(error).__name__}: {error}")
+    try:
+        said = gather(None if error is None else f"{type(error).__name__}: {error}")
+    except RuntimeError:
+        if error is not None:
+            raise error from None  # the others are gone or stuck, and this is why
+        raise
     failed = [number for number, sentence in enumerate(said) if sentence is not None]
     if error is not None and failed[0] == rank():
         raise error

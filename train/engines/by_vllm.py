@@ -11,18 +11,18 @@ from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
 from typing import Any
 
+import torch
 from transformers import PretrainedConfig, PreTrainedTokenizerBase
 
 from train import ranks
 from train.batch import Ids
 from train.config import EngineConfig
 from train.engines import canary
-from train.engines.engine import Demands, Said
+from train.engines.engine import Demands, Said, StaleWeights
 from train.policy import Policy
 from train.seeds import derive
 
 ENVIRONMENT = {
-    "VLLM_ENABLE_V1_MULTIPROCESSING": "0",  # in this process: weights are handed over as tensors
     "VLLM_LOGGING_LEVEL": "ERROR",
     "VLLM_NO_USAGE_STATS": "1",  # nothing leaves the machine
     "VLLM_CPU_OMP_THREADS_BIND": "nobind",  # else the trainer's own threads are bound as well
@@ -31,7 +31,7 @@ ENVIRONMENT = {
 AT_ONCE = 256
 """Responses drawn at a time, unless the run says otherwise."""
 STDERR = 2
-LOOK, LOOK_AT, LOOK_BACK = 8, 4, 64
+LOOK, LOOK_AT, LOOK_BACK = 16, 8, 64
 """The canary draws so many tokens to so many prompts, of which it keeps the last so many tokens."""
 
 
@@ -46,6 +46,11 @@ def described(policy: Policy) -> PretrainedConfig:
     return config
 
 
+def can_sleep(policy: Policy) -> bool:
+    """Say whether vLLM can free its memory while it does not draw."""
+    return policy.device.type == "cuda"
+
+
 class VLLM:
     """A vLLM engine without weights until it is given some."""
 
@@ -55,9 +60,12 @@ class VLLM:
         """Start vLLM; as ``open_engine``."""
         self.tokenizer, self.settings, self.demands = tokenizer, settings, demands
         self.prompts = [list(prompt[-LOOK_BACK:]) for prompt in demands.prompts[:LOOK_AT]]
-        self.sleeps = policy.device.type == "cuda"
+        self.sleeps = can_sleep(policy)
+        # In this process: weights are handed over as tensors.
+        os.environ["VLLM_ENABLE_V1_MULTIPROCESSING"] = "0"
         for name, value in ENVIRONMENT.items():
             os.environ.setdefault(name, value)
+        threads = torch.get_num_threads()
         from vllm import LLM
 
         given: dict[str, Any] = {"distributed_executor_backend": "external_launcher"} if ranks.size() > 1 else {}
@@ -72,6 +80,8 @@ class VLLM:
                 max_model_len=demands.context,
                 max_num_seqs=demands.at_once or AT_ONCE,
                 kv_cache_memory_bytes=int(settings.kv_gib * 2**30),
+                # With the bytes given this only bounds what must be free at the start, where the trainer is already.
+                gpu_memory_utilization=0.01,
                 # Temperature included, as in the trainer's own.
                 logprobs_mode="processed_logprobs",
                 enable_sleep_mode=self.sleeps,
@@ -80,6 +90,7 @@ class VLLM:
                 seed=0,
                 **given,
             )
+        torch.set_num_threads(threads)  # which vLLM takes for its own
         self._sleep()
 
     @contextmanager
@@ -90,7 +101,7 @@ class VLLM:
         self._wake("kv_cache")
         ranks.everywhere(lambda: canary.check_blank(self._look(), policy))
         self._push(policy, blank=False)
-        said = ranks.everywhere(self._look)
+        said = ranks.everywhere(self._look_at_weights)
         canary.check_pushed(
             said,
             self.prompts,
@@ -120,10 +131,15 @@ class VLLM:
             outputs = self.llm.generate(
                 [{"prompt_token_ids": list(prompt)} for prompt in prompts], asked, use_tqdm=False
             )
-        return [Said(list(said.token_ids), list(said.logprobs.logprobs)) for said in (x.outputs[0] for x in outputs)]
+        said = [(list(x.outputs[0].token_ids), list(x.outputs[0].logprobs.logprobs)) for x in outputs]
+        if any(len(ids) != len(logp) for ids, logp in said):
+            raise RuntimeError("vLLM did not return one log-probability a token; take version 0.32")
+        return [Said(*one) for one in said]
 
     def close(self) -> None:
-        """End the engine and let go of its memory."""
+        """End the engine and let go of its memory, and of torch's process group."""
+        if self.sleeps:
+            self.llm.wake_up()  # what is unmapped already cannot be freed
         self.llm.llm_engine.engine_core.shutdown()
         del self.llm
 
@@ -132,7 +148,14 @@ class VLLM:
             weights = canary.pushed(policy, blank=blank)
             self.llm.collective_rpc("reload_weights", kwargs={"weights_iterator": weights})
             # What is cached was computed with other weights.
-            self.llm.reset_prefix_cache()
+            if not self.llm.reset_prefix_cache():
+                raise StaleWeights("vLLM keeps keys and values of older weights; end what it is still drawing first")
+
+    def _look_at_weights(self) -> list[Said]:
+        zero = self.llm.apply_model(canary.still_zero)[0]
+        if zero:
+            raise StaleWeights(f"a push left out {zero[0]} of the sampler, which is zero; mend the engine's push")
+        return self._look()
 
     def _look(self) -> list[Said]:
         return self.sample(self.prompts, max_tokens=LOOK, temperature=self.demands.temperature, seed=0)

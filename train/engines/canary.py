@@ -1,18 +1,18 @@
 """The canary: proof, after every push, that an engine computes with the weights it was given, all of them.
 
 A policy moves so little in a step that stale weights look like fresh ones. So zeros are pushed first: of a model whose
-head is zero every token has the log-probability −log V, to the last digit. Then the weights are pushed, and the engine
-must say what the trainer says. A push that does nothing fails the first look, or the second; so does one that leaves
-out a tensor, which is then still zero, or one that goes to a copy that the engine does not compute with: the engine
-starts with weights of its own making. Only a tensor that took an earlier push and neither of these two would pass as
-long as it has moved little; on a GPU there is none, since weights are freed while the engine sleeps.
+head is zero every token has the log-probability −log V, to the last digit. Then the weights are pushed; none of the
+engine's may still be zero, and it must say what the trainer says. A push that does nothing fails the first look, or the
+second; so does one that leaves out a tensor, or one that goes to a copy that the engine does not compute with, since
+the engine starts with weights of its own making. Only a tensor that took an earlier push and neither of these two would
+pass as long as it has moved little; on a GPU there is none, for weights are freed while the engine sleeps.
 """
 
 import math
 from collections.abc import Iterator, Sequence
 
 import torch
-from torch import Tensor
+from torch import Tensor, nn
 
 from train import ranks
 from train.batch import Ids, logprobs, pack
@@ -21,7 +21,7 @@ from train.policy import Policy, parameters, whole
 
 ROOM = 1e-3
 """How far from −log V an engine's log-probabilities may be while its weights are zero: they are float32."""
-FAR = 10.0
+FAR = 3.0
 """An engine is refused this many times beyond the gap that a step warns of."""
 
 
@@ -46,10 +46,10 @@ def check_blank(said: Sequence[Said], policy: Policy) -> None:
         StaleWeights: it did not compute with zeros.
     """
     uniform = -math.log(policy.model.get_output_embeddings().weight.shape[0])
-    furthest = max(abs(logp - uniform) for _, logps in said for logp in logps)
-    if not furthest <= ROOM:
+    far = [abs(logp - uniform) for _, logps in said for logp in logps if not abs(logp - uniform) <= ROOM]
+    if far:
         raise StaleWeights(
-            f"a push did not reach the sampler: zeros were pushed, but a log-probability is {furthest:.3g} nats from "
+            f"a push did not reach the sampler: zeros were pushed, but a log-probability is {far[0]:.3g} nats from "
             "that of a zero model; mend the engine's push, or take engine.kind = transformers"
         )
 
@@ -90,6 +90,12 @@ def check_pushed(
             f"from the trainer's, more than {FAR:g} x engine.max_gap = {FAR * max_gap:g}; mend the engine's push, or "
             "raise engine.max_gap if they are far apart by rounding"
         )
+
+
+def still_zero(model: nn.Module) -> list[str]:
+    """Name an engine's weights that are all zero; biases may be, and what a kernel has packed away is not there."""
+    weights = ((name, x) for name, x in model.named_parameters() if name.endswith("weight") and x.numel())
+    return [name for name, x in weights if not bool(x.any())]
 
 
 def padded(rows: Sequence[Sequence[float]], width: int) -> Tensor:

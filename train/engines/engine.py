@@ -67,7 +67,7 @@ class Engine(Protocol):
         """
 
     def close(self) -> None:
-        """Let go of what it holds."""
+        """Let go of what it holds; not after an error, when other ranks may still wait for this one."""
 
 
 class StaleWeights(RuntimeError):

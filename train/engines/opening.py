@@ -7,7 +7,6 @@ from importlib.util import find_spec
 from transformers import PreTrainedTokenizerBase
 
 from rpg_ref.checks import Table
-from train import ranks
 from train.config import EngineConfig
 from train.engines.by_transformers import Transformers
 from train.engines.by_vllm import VLLM
@@ -29,7 +28,7 @@ def check_engine(settings: EngineConfig) -> None:
 def open_engine(
     settings: EngineConfig, policy: Policy, tokenizer: PreTrainedTokenizerBase, demands: Demands
 ) -> Iterator[Engine]:
-    """Start an engine on every rank, and end it.
+    """Start an engine on every rank, and end it if all goes well.
 
     Args:
         settings: which, and its limits.
@@ -40,11 +39,10 @@ def open_engine(
     Yields:
         The engine; it draws within its ``holding``.
     """
-    engine = ranks.everywhere(lambda: ENGINES[settings.kind](policy, tokenizer, settings, demands))
-    try:
-        yield engine
-    finally:
-        engine.close()
+    # Engines of several ranks wait for one another while they start: one that fails says so itself, and ends them.
+    engine = ENGINES[settings.kind](policy, tokenizer, settings, demands)
+    yield engine
+    engine.close()
 
 
 def _transformers(
