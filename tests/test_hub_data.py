@@ -1,4 +1,4 @@
-"""Data sets of the hub, read from a server on this machine that speaks as much of the hub's API as that takes."""
+"""Data sets and models of the hub, from a server on this machine that speaks as much of the hub's API as that takes."""
 
 import hashlib
 import io
@@ -14,6 +14,10 @@ from urllib.parse import unquote, urlsplit
 import pyarrow as pa
 import pyarrow.parquet as pq
 import pytest
+
+from train.config import ModelConfig
+from train.model import build_model
+from train.tokenizer import build_tokenizer
 
 pytest.importorskip("datasets")
 
@@ -102,7 +106,8 @@ class Hub(BaseHTTPRequestHandler):
     asked: list[str] = []
 
     def do_GET(self):
-        path = unquote(urlsplit(self.path).path).strip("/").removeprefix("api/").removeprefix("datasets/")
+        path = unquote(urlsplit(self.path).path).strip("/").removeprefix("api/")
+        path = path.removeprefix("datasets/").removeprefix("models/")
         self.asked.append(path)
         organisation, name, verb, revision, *file = [*path.split("/"), "", "", ""]
         name = f"{organisation}/{name}"
@@ -227,3 +232,41 @@ def test_a_missing_package_is_named_with_what_installs_it(monkeypatch, tmp_path)
     monkeypatch.setattr(hub, "_folder", lambda source: tmp_path)
     with pytest.raises(ValueError, match="^hub:a/b needs the package datasets, .*; pip install datasets$"):
         hub.fetch("hub:a/b", "train")
+
+
+# Models
+
+MODEL_SCRIPT = """
+import json, sys
+from pathlib import Path
+from train.model import open_model, open_tokenizer
+for path in json.loads(sys.argv[1]):
+    try:
+        model, tokenizer = open_model(path), open_tokenizer(path)
+        print(json.dumps([float(model.get_input_embeddings().weight[0, 0].detach()), len(tokenizer)]))
+    except ValueError as error:
+        print(json.dumps(str(error)))
+"""
+
+
+def model_files(folder, seed):
+    tokenizer = build_tokenizer()
+    model = build_model(ModelConfig(width=32, mlp_width=32, layers=1, heads=2, key_value_heads=1), seed=seed)
+    for part in (model, tokenizer):
+        part.save_pretrained(folder)
+    files = {file.name: file.read_bytes() for file in folder.iterdir()} | {"pytorch_model.bin": b"a pickle"}
+    return files, float(model.get_input_embeddings().weight[0, 0].detach())
+
+
+def test_a_model_of_the_hub_is_fetched_once_by_its_revision_and_without_pickles(hub, home, tmp_path, monkeypatch):
+    first, second = (model_files(tmp_path / str(seed), seed) for seed in (0, 1))
+    monkeypatch.setitem(DATA_SETS, "org/model", {"main": first[0], "v2": second[0]})
+    monkeypatch.setattr(sys.modules[__name__], "SCRIPT", MODEL_SCRIPT)
+    known = ["hub:org/model", "hub:org/model@v2"]
+    *found, unknown, nothing = read_all([*known, "hub:org/none", "hub:org/model@v3"], home, HF_ENDPOINT=hub)
+    assert found == [[first[1], 262], [second[1], 262]] and first[1] != second[1]
+    assert not any("pytorch_model.bin" in path for path in Hub.asked)
+    for sentence, name in ((unknown, "hub:org/none"), (nothing, "hub:org/model@v3")):
+        assert sentence.startswith(f"cannot fetch {name} (") and "or pass a folder as model.path" in sentence
+    away = read_all(known, home, HF_ENDPOINT="http://127.0.0.1:9", HF_HUB_OFFLINE="1")
+    assert away == found, "from the cache"

@@ -16,11 +16,11 @@ from train.cli import main
 from train.config import ModelConfig
 from train.model import build_model
 from train.optim import step
-from train.plan import advice, changed, of_case, plan_run
 from train.planning import memory, seconds
 from train.planning.case import Case
 from train.planning.devices import DEVICES, Device, Devices, devices, measured
 from train.planning.page import WIDTH
+from train.planning.plan import advice, changed, of_case, plan_run
 from train.policy import Policy, recompute
 from train.policy_gradient import accumulate, begin
 from train.preset import load

@@ -90,8 +90,8 @@ def _plan(rest: Sequence[str], asks_help: bool) -> int:
     given = overrides(rest[1:])
     asked = {name: given.pop(name, None) for name in ("gpus", "length", "prompt")}
     config = load(rest[0], given)
-    from train.plan import advice, plan_run
     from train.planning.page import WIDTH, show
+    from train.planning.plan import advice, plan_run
 
     plan = plan_run(config, **asked)
     guessed = [name for name in ("length", "prompt") if asked[name] is None]

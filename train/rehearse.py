@@ -24,9 +24,9 @@ from transformers.utils import logging
 
 from train.architecture import architecture, divided, sizes
 from train.config import Config, ModelConfig, WarmStartConfig
-from train.plan import of_case
 from train.planning.case import Case
 from train.planning.devices import Devices, devices
+from train.planning.plan import of_case
 from train.preset import dump
 from train.problems.files import name_of, write
 from train.seeds import derive

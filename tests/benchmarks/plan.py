@@ -16,9 +16,9 @@ import sys
 import tempfile
 from pathlib import Path
 
-from train.plan import Plan, of_case, plan_run
 from train.planning.devices import Device, Devices
 from train.planning.devices import measured as measured_cpu
+from train.planning.plan import Plan, of_case, plan_run
 from train.preset import load
 
 COMMON = {

@@ -6,9 +6,9 @@ from rich import box
 from rich.console import Console
 from rich.table import Table
 
-from train.plan import GPUS, Advice, Plan
 from train.planning.devices import GIB
 from train.planning.memory import key_value_bytes
+from train.planning.plan import GPUS, Advice, Plan
 
 WIDTH = 120
 PHASES = {"start": "at the start", "draw": "while drawing", "learn": "while learning", "keep": "at a checkpoint"}
