@@ -27,7 +27,7 @@ from train.tokenizer import build_tokenizer
 from train.watching.metrics import sampler_gap
 
 TOKENIZER = build_tokenizer()
-# vLLM's attention on a processor has no heads of 16.
+# vLLM's attention on a processor lists heads of 32 and more.
 SHAPE = ModelConfig(width=64, mlp_width=96, layers=2, heads=2, key_value_heads=1)
 SETTINGS = EngineConfig("vllm", kv_gib=0.1, timeout=120.0)
 SHORT = """--steps 2 --eval-samples 2 --data.test-problems 16 --warm-start.steps 20 --rollout.prompts 8
