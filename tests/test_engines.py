@@ -240,6 +240,26 @@ with open_engine(EngineConfig("vllm", timeout=2.0), policy, tokenizer, t.demands
     assert done.returncode == 1 and "Timeout" in done.stderr and "by_vllm.py" in done.stderr
 
 
+def test_what_vllm_refuses_is_said_before_anything_is_written(tmp_path, capfd, vllm, monkeypatch):
+    vllm()
+    monkeypatch.setattr(train.job, "verify", lambda recipe: SimpleNamespace(ok=True, verdict="verified elsewhere"))
+
+    def refuse(**given):
+        raise ValueError("No available memory for the cache blocks. Try increasing what is called otherwise here.")
+
+    monkeypatch.setattr(sys.modules["vllm"], "LLM", refuse)
+    folder = tmp_path / "run"
+    words = ["run", "cpu_tiny", *SMALL, "--engine.kind", "vllm", "--run-dir", str(folder)]
+    assert main(words) == 2
+    expected = "train: vLLM does not start: No available memory for the cache blocks; change engine.kv_gib, "
+    assert capfd.readouterr().err.startswith(expected) and not any(folder.iterdir())
+    vllm()
+    assert main(words) == 0, "the folder is as it was"
+    assert main(["resume", str(folder), "--steps", "3", "--engine.kv-gib", "2", "--engine.max-gap", "0.5"]) == 0
+    assert main(["resume", str(folder), "--steps", "4", "--engine.correct", "mask"]) == 2
+    assert "engine.correct 'none' → 'mask'" in capfd.readouterr().err
+
+
 def test_an_engine_that_is_missing_is_refused_before_anything(capsys, monkeypatch):
     monkeypatch.setattr("train.engines.opening.find_spec", lambda name: None)
     for words in (["run", "cpu_tiny"], ["eval", "nowhere", "nothing.parquet"]):

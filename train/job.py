@@ -23,7 +23,10 @@ from train.problems.tasks import Task, arithmetic, encode, read_split
 from train.seeds import derive
 from train.watching.loggers import check_loggers
 
-EXTENDABLE = frozenset("steps checkpoint_every eval_every transcripts loggers threads device timeout run_dir".split())
+EXTENDABLE = frozenset(
+    "steps checkpoint_every eval_every transcripts loggers threads device timeout run_dir "
+    "engine.kv_gib engine.max_gap engine.timeout".split()
+)
 """What a resumed run may change: nothing of it bears on the steps that are done."""
 
 
@@ -145,9 +148,7 @@ def refuse_other_run(kept: Mapping[str, Any], job: Job) -> None:
     """Refuse a checkpoint of another run, and say in what it differs."""
     then, now = msgspec.toml.decode(kept["config"].encode()), msgspec.toml.decode(dump(job.config).encode())
     changed = [
-        f"{key} {before!r} → {after!r}"
-        for key, before, after in _differences(then, now)
-        if key.partition(".")[0] not in EXTENDABLE
+        f"{key} {before!r} → {after!r}" for key, before, after in _differences(then, now) if key not in EXTENDABLE
     ]
     if changed:
         raise ValueError(

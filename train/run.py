@@ -78,18 +78,20 @@ def _run(job: Job, console: Console) -> Result:
     console.print(_described(state, job), soft_wrap=True)
     read = partial(load_snapshot, folder / "checkpoints", warn=warn)
     found = shared(ranks.everywhere(read if ranks.is_first() else lambda: None))
-    ranks.from_first(lambda: _set_up(job, found))
-    with (
-        open_engine(config.engine, state.model, job.tokenizer, _demands(job)) as engine,
-        Checker(config.data.rule) as checker,
-        open_loggers(
-            config.loggers if ranks.is_first() else (),
-            folder,
-            f"{config.name}-seed{config.seed}",
-            dataclasses.asdict(config),
-            warn,
-        ) as show,
-    ):
+    with ExitStack() as stack:
+        # Before anything is written: with what an engine refuses, nothing is begun.
+        engine = stack.enter_context(open_engine(config.engine, state.model, job.tokenizer, _demands(job)))
+        ranks.from_first(lambda: _set_up(job, found))
+        checker = stack.enter_context(Checker(config.data.rule))
+        show = stack.enter_context(
+            open_loggers(
+                config.loggers if ranks.is_first() else (),
+                folder,
+                f"{config.name}-seed{config.seed}",
+                dataclasses.asdict(config),
+                warn,
+            )
+        )
 
         def log(phase: str, step: int, row: dict[str, Any]) -> None:
             row = {"phase": phase, "step": step, **row}

@@ -51,6 +51,19 @@ def can_sleep(policy: Policy) -> bool:
     return policy.device.type == "cuda"
 
 
+@contextmanager
+def _refusals() -> Iterator[None]:
+    """Say in this project's words what to change where vLLM does not start, and in vLLM's why."""
+    try:
+        yield
+    except (ValueError, RuntimeError) as error:
+        why = (str(error).strip().splitlines() or [type(error).__name__])[0].partition(". ")[0]
+        raise ValueError(
+            f"vLLM does not start: {why}; change engine.kv_gib, model.context, rollout.at_once or the model, or take "
+            "engine.kind = transformers"
+        ) from error
+
+
 class VLLM:
     """A vLLM engine without weights until it is given some."""
 
@@ -69,7 +82,7 @@ class VLLM:
         from vllm import LLM
 
         given: dict[str, Any] = {"distributed_executor_backend": "external_launcher"} if ranks.size() > 1 else {}
-        with tempfile.TemporaryDirectory() as folder, self._watched():
+        with tempfile.TemporaryDirectory() as folder, self._watched(), _refusals():
             described(policy).save_pretrained(folder)
             self.llm = LLM(
                 model=folder,

@@ -8,7 +8,10 @@ from typing import Any, NamedTuple
 
 from train.watching.runs import Row, Run
 
-IGNORED = ("name", "seed", "run_dir", "threads", "checkpoint_every", "steps", "transcripts", "loggers")
+IGNORED = (
+    *("name", "seed", "run_dir", "threads", "checkpoint_every", "steps", "transcripts", "loggers"),
+    *("engine.kv_gib", "engine.max_gap", "engine.timeout"),
+)
 """What runs of one group may differ in: the seed, and what bears on no step that two of them share."""
 
 LONGEST_VALUE = 32
