@@ -172,7 +172,7 @@ class EngineConfig:
         kind: transformers, or vllm: in this process, one engine a process.
         kv_gib: memory that vllm has for keys and values, in GiB a process.
         max_gap: a step warns where the mean of |log π_old − log π_sampler| over its tokens exceeds this, in nats; where
-            the engine is three times as far off right after it was given new weights, the run ends; left out: 0.03 in
+            the engine is five times as far off right after it was given new weights, the run ends; left out: 0.03 in
             bfloat16, 0.001 in float32.
         correct: multiply each sample's loss by the constant π_old/π_sampler, truncated at high (truncate), or zero
             outside [low, high] (mask); none: as if the trainer had sampled.
