@@ -32,7 +32,7 @@ PAPER = re.search(r"```toml\n(.*?)```", PAGE, re.DOTALL)[1]
 
 @pytest.fixture(scope="module")
 def preset(tmp_path_factory):
-    path = tmp_path_factory.mktemp("plan") / "qwen3_4b_2k.toml"
+    path = tmp_path_factory.mktemp("plan") / "mine.toml"
     path.write_text(PAPER)
     return str(path)
 
@@ -164,7 +164,7 @@ def test_memory_of_the_paper_s_run_by_hand(paper):
         "engine's weights": 8_822_848_512,  # 2 (4,022,468,096 + 388,956,160): its head is not the embedding
         "engine's keys and values": 32_212_254_720,
         "engine's graphs and workspaces": 2_147_483_648,
-        "weight on its way": 1_555_824_640,  # 4 · 151,936 · 2,560
+        "weight on its way": 2_333_736_960,  # (4 + 2) · 151,936 · 2,560
     }
     assert parts(plan, "learn") == {
         "weights, float32": 2_011_234_048,
@@ -415,13 +415,26 @@ def said(capsys, *words):
 
 def test_the_command_prints_the_plan_and_says_by_its_exit_code_whether_it_fits(preset, capsys):
     code, out = said(capsys, preset, "--gpus", "8xH100", "--length", "900")
-    assert code == 0 and "It fits: 47.3 of 72.8 GiB" in out.out and out.err == ""
+    assert code == 0 and "It fits: 48.0 of 72.8 GiB" in out.out and out.err == ""
     assert "prompts of 256 (--prompt)" in out.out and "half of rollout.max_tokens" not in out.out
     for name in ("weights, float32", "optimiser", "engine's keys and values", "draw: decode", "400 rollout batches"):
         assert name in out.out
     code, out = said(capsys, preset, "--gpus", "1xH100")
     assert code == 1 and "It does not fit while drawing: there are 72.8 GiB" in out.out
     assert "half of rollout.max_tokens" in out.out and "--gpus 2xH100" in out.out
+
+
+def test_a_draw_that_the_watchdog_would_end_is_said_to_be(preset, capsys):
+    code, out = said(capsys, preset, "--gpus", "8xH100", "--engine.timeout", "60")
+    text = " ".join(out.out.split())
+    assert code == 1 and "It fits: 48.0" in text and "engine.timeout ends the run after 60: raise that." in text
+
+
+@pytest.mark.parametrize("name", ["qwen3_4b_2k", "qwen3_4b_4k", "qwen3_4b_8k", "qwen25_7b_instruct_2k"])
+def test_a_preset_s_draw_is_done_in_time_however_long_its_responses(name):
+    config = load(name, {})
+    plan = plan_run(config, "8xH100", config.rollout.max_tokens)
+    assert plan.in_time and plan.drawing < config.engine.timeout / 2
 
 
 def test_the_page_shows_what_the_command_prints(preset, capsys):

@@ -28,6 +28,7 @@ ALL = {
     "data.rule": "released",  # what follows the last "Answer:" in the last 300 characters
     "eval_samples": 32,
     "eval_every": 10,
+    "data.train": "hub:math-dataset/DAPO-17k-Eng",  # the English part, in the copy that the released README names
     "data.test": ("data/aime-2024.parquet", "data/aime25.parquet", "data/amc-23.parquet"),
     "reference.replace": "rollout",  # π_ref = π_old at each rollout, as the released code has it
     "warm_start.steps": 0,

@@ -96,7 +96,7 @@ def _plan(rest: Sequence[str], asks_help: bool) -> int:
     plan = plan_run(config, **asked)
     guessed = [name for name in ("length", "prompt") if asked[name] is None]
     show(plan, [] if plan.fits else advice(plan), Console(width=WIDTH), guessed=guessed)
-    return 0 if plan.fits else 1
+    return 0 if plan.fits and plan.in_time else 1
 
 
 def _rehearse(rest: Sequence[str], asks_help: bool) -> int:

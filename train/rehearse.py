@@ -37,11 +37,13 @@ ON_CPU = 8
 """What the model's widths are divided by on a processor."""
 LENGTHS, BATCH = 128, 64
 """What lengths and numbers of problems are divided by."""
-RESPONSE, PROMPT = 16, 32
+RESPONSE, PROMPT = 12, 32
 """Tokens that there is room for all the same, at one token a byte: an answer, and a short question."""
 KV_GIB = 0.25
 PROBLEMS, REPEATED = 64, 3
 """Problems to train on, and how often each stands in the file, as the published ones do many times."""
+SLIP = 0.9
+"""Share of wrong demonstrations: so few groups vary that the filter mostly asks for another draw."""
 WARM_STEPS, WARM_RATE = 28, 0.6
 """Optimiser steps of a warm start, and its learning rate times the model's width: wider ones learn as fast.
 
@@ -102,9 +104,9 @@ def small(config: Config, folder: Path, divide: int) -> Config:
         optimizer=dataclasses.replace(
             optimizer,
             prompts=max(1, optimizer.prompts * prompts // rollout.prompts),
-            micro_tokens=optimizer.micro_tokens // LENGTHS,
+            micro_tokens=length + prompt if optimizer.micro_tokens else 0,  # so that a mini-batch takes several passes
         ),
-        warm_start=WarmStartConfig(steps=WARM_STEPS, batch=16, learning_rate=WARM_RATE / width, warm_up=5, slip=0.5),
+        warm_start=WarmStartConfig(steps=WARM_STEPS, batch=16, learning_rate=WARM_RATE / width, warm_up=5, slip=SLIP),
     )
 
 
@@ -175,7 +177,7 @@ def stages(config: Config, folder: Path) -> Iterator[Stage]:
     run = config.run_dir or ""
     test = config.data.test[0] if isinstance(config.data.test, tuple) else ""
     yield Stage("one step, checkpoint, export, evaluation", ["run", str(preset)])
-    yield Stage("resume, another step", ["resume", run, "--steps", "2"])
+    yield Stage("resume, two more steps", ["resume", run, "--steps", "3"])
     asked = {
         "k": 2,
         "rule": config.data.rule,
@@ -244,8 +246,8 @@ def _launcher(processes: int) -> list[str]:
 def _lacking(config: Config, run: Path) -> str:
     """Return what the run should have written and has not, or nothing."""
     done = [(row["phase"], row["step"]) for row in rows(run / "metrics.jsonl")]
-    evaluated = (0, 1, 2) if config.eval_every else (0, 2)
-    wanted = [("evaluation", step) for step in evaluated] + [("policy_gradient", step) for step in (1, 2)]
+    evaluated = (0, 1, 2, 3) if config.eval_every else (0, 3)
+    wanted = [("evaluation", step) for step in evaluated] + [("policy_gradient", step) for step in (1, 2, 3)]
     missing = [f"{phase} of step {step} in metrics.jsonl" for phase, step in wanted if (phase, step) not in done]
-    files = ["model/config.json", "checkpoints/step-00000001", "checkpoints/step-00000002"]
+    files = ["model/config.json", "checkpoints/step-00000002", "checkpoints/step-00000003"]
     return ", ".join(missing + [name for name in files if not (run / name).exists()])

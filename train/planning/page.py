@@ -45,7 +45,7 @@ def _heading(plan: Plan, guessed: Sequence[str]) -> list[str]:
         f"[bold]{config.name}[/]: {config.model.path or 'a random model'}, {sizes.parameters:,} parameters, "
         f"{key_value_bytes(case):,} B of keys and values a token",
         f"{case.devices}: {device.memory / GIB:,.1f} GiB for tensors, {flops / 1e12:,.3g} TFLOP/s "
-        f"{config.model.precision}, {device.bandwidth / 1e12:,.2g} TB/s ({device.source})",
+        f"{config.model.precision}, {device.bandwidth / 1e12:,.3g} TB/s ({device.source})",
         f"a rollout batch: {case.drawn:,} responses drawn{draws}, {case.trained:,} trained on in {case.updates} "
         "updates:",
         f"{case.drawn * case.length:,} tokens drawn, {case.trained * case.mean:,} learned from, prompts included",
@@ -101,6 +101,15 @@ def _clock(seconds: float) -> str:
 
 
 def _verdict(plan: Plan, found: Sequence[Advice]) -> list[str]:
+    lines = _of_memory(plan, found)
+    if plan.in_time:
+        return lines
+    timeout = plan.case.config.engine.timeout
+    late = f"A draw takes {plan.drawing:,.0f} s, and engine.timeout ends the run after {timeout:,.0f}: raise that."
+    return [*lines, f"[bold red]It is not done in time.[/] {late}"]
+
+
+def _of_memory(plan: Plan, found: Sequence[Advice]) -> list[str]:
     device = plan.case.devices.each
     if plan.fits:
         fullest = max(moment.bytes for moment in plan.moments)

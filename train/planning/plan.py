@@ -42,6 +42,16 @@ class Plan(NamedTuple):
         return [moment for moment in self.moments if moment.bytes > self.case.devices.each.memory]
 
     @property
+    def drawing(self) -> float:
+        """Seconds of a draw."""
+        return sum(phase.seconds for phase in self.phases if phase.name.startswith("draw"))
+
+    @property
+    def in_time(self) -> bool:
+        """Whether a draw ends before vLLM's watchdog ends the run."""
+        return not self.case.vllm or self.drawing < self.case.config.engine.timeout
+
+    @property
     def seconds(self) -> float:
         """Of a rollout batch."""
         return sum(phase.seconds for phase in self.phases)
