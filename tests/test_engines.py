@@ -14,7 +14,7 @@ import torch
 import train.engines.by_vllm
 import train.job
 from rpg_ref import RECIPES, WeightBound
-from train.batch import logprobs, pack, response_logprobs
+from train.batch import logprobs, pack, padded, response_logprobs
 from train.cli import main
 from train.config import EngineConfig, ModelConfig
 from train.engines import canary
@@ -82,7 +82,7 @@ def test_an_engine_says_the_log_probability_of_each_token_it_drew(tokenizer, tem
     said = Transformers(policy, tokenizer, at_once=2).sample(PROMPTS, max_tokens=9, temperature=temperature, seed=3)
     batch = pack(PROMPTS, [ids for ids, _ in said], 258)
     expected = response_logprobs(policy, batch, temperature=temperature)
-    found = canary.padded([logp for _, logp in said], batch.mask.shape[1])
+    found = padded([logp for _, logp in said], batch.mask.shape[1])
     assert torch.allclose(found, expected, atol=1e-5) and found.abs().max() > 1
     assert all(len(ids) == len(logp) for ids, logp in said)
 
@@ -101,7 +101,7 @@ def test_vllm_draws_from_the_policy_with_the_policy_s_end_and_seeds(tokenizer, v
     ends = [ids.index(257) for ids, _ in said if 257 in ids]
     assert ends and all(ids[-1] == 257 or len(ids) == 9 for ids, _ in said)
     batch = pack(PROMPTS * 20, [ids for ids, _ in said], 258)
-    gap = sampler_gap(logprobs(policy, batch, 0, 0.7), canary.padded([x for _, x in said], 9), batch.mask)
+    gap = sampler_gap(logprobs(policy, batch, 0, 0.7), padded([x for _, x in said], 9), batch.mask)
     assert gap["sampler_gap_max"] < 1e-5
 
 

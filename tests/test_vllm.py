@@ -16,10 +16,9 @@ pytest.importorskip("vllm")
 from test_engines import PROMPTS, demands
 
 import train.engines.by_vllm
-from train.batch import logprobs, pack
+from train.batch import logprobs, pack, padded
 from train.config import EngineConfig, ModelConfig
 from train.engines.by_vllm import VLLM, described
-from train.engines.canary import padded
 from train.engines.engine import StaleWeights
 from train.model import build_model
 from train.policy import Policy

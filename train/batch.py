@@ -88,6 +88,11 @@ def pack(prompts: Sequence[Ids], responses: Sequence[Ids], pad_id: int) -> Batch
     return Batch(tokens, attention, attention[:, P:])
 
 
+def padded(rows: Sequence[Sequence[float]], width: int) -> Float[Tensor, "B R"]:
+    """Return ragged rows as one tensor, zeros at their ends."""
+    return torch.tensor([[*row, *[0.0] * (width - len(row))] for row in rows])
+
+
 def parts(batch: Batch, budget: int, device: torch.device) -> list[Part]:
     """Return this rank's parts of a batch; every rank has as many.
 

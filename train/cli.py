@@ -70,10 +70,19 @@ def _line(error: BaseException) -> str:
     return " ".join(str(error).split())
 
 
-def _run(rest: Sequence[str], asks_help: bool) -> int:
+def _usage() -> int:
+    print(USAGE.format(presets=", ".join(presets())))
+    return 0
+
+
+def _preset(command: str, rest: Sequence[str]) -> str:
     if not rest or rest[0].startswith("-"):
-        raise ValueError(f"run needs a preset first: a TOML file or one of {', '.join(presets())}")
-    config = load(rest[0], overrides(rest[1:]))
+        raise ValueError(f"{command} needs a preset first: a TOML file or one of {', '.join(presets())}")
+    return rest[0]
+
+
+def _run(rest: Sequence[str], asks_help: bool) -> int:
+    config = load(_preset("run", rest), overrides(rest[1:]))
     if asks_help:
         tyro.cli(Config, default=config, args=["--help"], prog=f"python -m train run {rest[0]}")
     from train.job import prepare
@@ -83,13 +92,10 @@ def _run(rest: Sequence[str], asks_help: bool) -> int:
 
 def _plan(rest: Sequence[str], asks_help: bool) -> int:
     if asks_help:
-        print(USAGE.format(presets=", ".join(presets())))
-        return 0
-    if not rest or rest[0].startswith("-"):
-        raise ValueError(f"plan needs a preset first: a TOML file or one of {', '.join(presets())}")
-    given = overrides(rest[1:])
+        return _usage()
+    preset, given = _preset("plan", rest), overrides(rest[1:])
     asked = {name: given.pop(name, None) for name in ("gpus", "length", "prompt")}
-    config = load(rest[0], given)
+    config = load(preset, given)
     from train.planning.page import WIDTH, show
     from train.planning.plan import advice, plan_run
 
@@ -101,17 +107,14 @@ def _plan(rest: Sequence[str], asks_help: bool) -> int:
 
 def _rehearse(rest: Sequence[str], asks_help: bool) -> int:
     if asks_help:
-        print(USAGE.format(presets=", ".join(presets())))
-        return 0
-    if not rest or rest[0].startswith("-"):
-        raise ValueError(f"rehearse needs a preset first: a TOML file or one of {', '.join(presets())}")
-    given = overrides(rest[1:])
-    own = {"processes": None, "divide": None, "out": f"rehearsals/{Path(rest[0]).stem}"}
+        return _usage()
+    preset, given = _preset("rehearse", rest), overrides(rest[1:])
+    own = {"processes": None, "divide": None, "out": f"rehearsals/{Path(preset).stem}"}
     asked = {name: given.pop(name, usual) for name, usual in own.items()}
     for name in ("processes", "divide"):
         if asked[name] is not None and (not isinstance(asked[name], int) or asked[name] < 1):
             raise ValueError(f"{name} is {asked[name]!r}; pass a whole number from 1")
-    config = load(rest[0], given)
+    config = load(preset, given)
     from train.rehearse import rehearse
 
     out = Path(str(asked["out"]))
@@ -121,8 +124,7 @@ def _rehearse(rest: Sequence[str], asks_help: bool) -> int:
 
 def _resume(rest: Sequence[str], asks_help: bool) -> int:
     if asks_help:
-        print(USAGE.format(presets=", ".join(presets())))
-        return 0
+        return _usage()
     if not rest or rest[0].startswith("-"):
         raise ValueError("resume needs a run's folder first, such as runs/cpu_tiny-seed0")
     from train.job import config_of, prepare_again
@@ -193,8 +195,7 @@ def _eval(rest: Sequence[str], asks_help: bool) -> int:
 
 def _report(rest: Sequence[str], asks_help: bool) -> int:
     if asks_help:
-        print(USAGE.format(presets=", ".join(presets())))
-        return 0
+        return _usage()
     folders = list(takewhile(lambda word: not word.startswith("-"), rest))
     options = overrides(rest[len(folders) :]) if len(rest) > len(folders) else {}
     known = Table("key", {"out": "report"})

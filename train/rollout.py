@@ -11,9 +11,8 @@ from transformers import PreTrainedTokenizerBase
 from rpg_ref import Recipe, advantages
 from train import ranks
 from train.answering.checker import Checker
-from train.batch import Batch, pack
+from train.batch import Batch, pack, padded
 from train.config import Config, RolloutConfig
-from train.engines.canary import padded
 from train.engines.engine import Engine, Said
 from train.problems.tasks import Task, deal_from
 from train.seeds import derive

@@ -15,7 +15,7 @@ import torch
 from torch import Tensor, nn
 
 from train import ranks
-from train.batch import Ids, logprobs, pack
+from train.batch import Ids, logprobs, pack, padded
 from train.engines.engine import Said, StaleWeights
 from train.policy import Policy, parameters, whole
 
@@ -99,8 +99,3 @@ def still_zero(model: nn.Module) -> list[str]:
     """Name an engine's weights that are all zero; biases may be, and what a kernel has packed away is not there."""
     weights = ((name, x) for name, x in model.named_parameters() if name.endswith("weight") and x.numel())
     return [name for name, x in weights if not bool(x.any())]
-
-
-def padded(rows: Sequence[Sequence[float]], width: int) -> Tensor:
-    """Return ragged rows as one tensor, zeros at their ends."""
-    return torch.tensor([[*row, *[0.0] * (width - len(row))] for row in rows])

@@ -150,11 +150,8 @@ def asleep(case: Case) -> list[Part]:
 def on_its_way(case: Case) -> Part:
     """The largest weight while it is pushed: whole in float32, and as what vLLM makes of it before it copies that."""
     V, d = case.sizes.vocabulary, case.sizes.width
-    there = case.sharded
-    each = WIDE + case.narrow
-    return Part(
-        "weight on its way", each * V * d * there, f"{each} B × {V:,} × {d:,}, the head" if there else "none: shared"
-    )
+    each = WIDE * case.sharded + case.narrow
+    return Part("weight on its way", each * V * d, f"{each} B × {V:,} × {d:,}, the head")
 
 
 def gradients(case: Case) -> Part:
