@@ -4,6 +4,7 @@ import copy
 import dataclasses
 import json
 import math
+import os
 import sys
 from types import SimpleNamespace
 
@@ -14,6 +15,7 @@ import torch
 import train.engines.by_vllm
 import train.job
 from rpg_ref import RECIPES, WeightBound
+from train import ranks
 from train.batch import logprobs, pack, padded, response_logprobs
 from train.cli import main
 from train.config import EngineConfig, ModelConfig
@@ -118,6 +120,27 @@ def test_what_vllm_is_asked_for(tokenizer, vllm):
     assert not started.model.config.tie_word_embeddings and started.said == ["shutdown"]
 
 
+def test_vllm_is_in_this_process_leaves_its_threads_and_is_one_of_several(tokenizer, vllm, monkeypatch):
+    vllm()
+    policy, threads = policy_of(tokenizer), torch.get_num_threads()
+    own = sys.modules["vllm"].LLM
+
+    def greedy(**given):
+        torch.set_num_threads(threads + 1)
+        return own(**given)
+
+    monkeypatch.setattr(sys.modules["vllm"], "LLM", greedy)
+    monkeypatch.setenv("VLLM_ENABLE_V1_MULTIPROCESSING", "1")
+    monkeypatch.setattr(train.engines.by_vllm.ranks, "size", lambda: 2)
+    try:
+        with open_engine(EngineConfig("vllm"), policy, tokenizer, demands()):
+            assert torch.get_num_threads() == threads
+    finally:
+        torch.set_num_threads(threads)
+    assert os.environ["VLLM_ENABLE_V1_MULTIPROCESSING"] == "0" and os.environ["VLLM_LOGGING_LEVEL"] == "kept"
+    assert fake_vllm.LLM.started[0].given["distributed_executor_backend"] == "external_launcher"
+
+
 def test_on_a_gpu_vllm_sleeps_while_the_trainer_learns(tokenizer, vllm, monkeypatch):
     """The stand-in loses its weights when it sleeps, and refuses to work before it is awake."""
     vllm()
@@ -208,6 +231,37 @@ def test_the_canary_s_limit_is_five_times_the_gap_that_is_warned_of(tokenizer, g
     else:
         with pytest.raises(StaleWeights, match="more than 5 x engine.max_gap = 0.5"):
             canary.check_pushed(off, PROMPTS, policy, **words)
+
+
+def test_the_worst_engine_of_all_ranks_is_held_to_the_limit(tokenizer, monkeypatch):
+    policy = policy_of(tokenizer)
+    said = Transformers(policy, tokenizer).sample(PROMPTS, max_tokens=5, temperature=1.0, seed=0)
+    off = [Said(ids, [x + 0.6 for x in logp]) for ids, logp in said]
+    batch = pack(PROMPTS * 2, [ids for ids, _ in said] * 2, 258)
+    true = logprobs(policy, batch, 0, 1.0)
+    monkeypatch.setattr(canary, "logprobs", lambda *_: true)
+    monkeypatch.setattr(canary, "ranks", SimpleNamespace(size=lambda: 2, gather=lambda own: [own, off]))
+    with pytest.raises(StaleWeights, match="its log-probabilities are 0.6 nats"):
+        canary.check_pushed(said, PROMPTS, policy, max_gap=0.1, budget=0, temperature=1.0, pad=258)
+
+
+def test_what_failed_here_is_said_though_the_others_are_gone(monkeypatch):
+    def gone(_):
+        raise RuntimeError("connection closed by peer")
+
+    monkeypatch.setattr(ranks, "gather", gone)
+    with pytest.raises(ZeroDivisionError):
+        ranks.everywhere(lambda: 1 / 0)
+    with pytest.raises(RuntimeError, match="closed by peer"):
+        ranks.everywhere(lambda: 1)
+
+
+def test_the_policy_draws_as_many_at_once_as_it_was_told(tokenizer, monkeypatch):
+    asked = {}
+    monkeypatch.setattr("train.engines.by_transformers.sample", lambda *_, **words: asked.update(words))
+    with open_engine(EngineConfig(), policy_of(tokenizer), tokenizer, demands(at_once=3)) as engine:
+        engine.sample(PROMPTS, max_tokens=2, temperature=0.5, seed=7, first=11)
+    assert asked == {"max_tokens": 2, "temperature": 0.5, "seed": 7, "first": 11, "at_once": 3}
 
 
 def test_a_canary_that_trips_ends_the_run_with_a_sentence(tmp_path, capfd, vllm, monkeypatch):
@@ -322,7 +376,7 @@ def test_a_gap_is_measured_every_step_and_warned_of(tmp_path, capsys, monkeypatc
 
     monkeypatch.setattr(Transformers, "sample", off)
     folder = tmp_path / "run"
-    words = ["--engine.correct", "truncate", "--engine.max-gap", "0.1"]
+    words = ["--engine.correct", "truncate", "--engine.high", "1.1", "--engine.max-gap", "0.1"]
     assert main(["run", "cpu_tiny", *SMALL, "--run-dir", str(folder), *words]) == 0
     out = capsys.readouterr().out
     for step in (1, 2):
@@ -332,4 +386,4 @@ def test_a_gap_is_measured_every_step_and_warned_of(tmp_path, capsys, monkeypatc
     rows = [row for row in rows if row["phase"] == "policy_gradient"]
     for row in rows:
         assert row["sampler_gap"] == pytest.approx(0.2, abs=1e-4) and row["sampler_gap_max"] < 0.21
-        assert row["sampler_bounded"] == 0 and row["seconds_push"] >= 0
+        assert row["sampler_bounded"] == 1 and row["seconds_push"] >= 0, "exp(0.2) is over 1.1 everywhere"

@@ -4,6 +4,7 @@ import dataclasses
 import subprocess
 from types import SimpleNamespace
 
+import pyarrow.parquet as parquet
 import pytest
 from rich.console import Console
 from transformers import AutoConfig, AutoModelForCausalLM
@@ -72,6 +73,7 @@ def test_what_is_written_is_the_architecture_with_few_widths_and_repeated_proble
     kept = ("vocab_size", "rope_parameters", "rms_norm_eps", "hidden_act", "tie_word_embeddings", "model_type")
     assert {key: found[key] for key in kept} == {key: meant[key] for key in kept}
     assert AutoModelForCausalLM.from_pretrained(tmp_path / "start").config.num_hidden_layers == 2
+    assert parquet.read_metadata(tmp_path / "train.parquet").num_rows == 3 * 64
     assert len(read(tmp_path / "train.parquet")) == 64 and len(read(tmp_path / "aime25.parquet")) == 2
     assert [words[0] for words in said] == ["run", "resume", "eval"]
     preset = load(str(tmp_path / "preset.toml"), {})
