@@ -4,11 +4,13 @@ VENV   := .venv
 PY     := $(VENV)/bin/python
 READY  := $(VENV)/.ready
 QUIET  := --quiet --disable-pip-version-check
-TARGETS := rpg-ref trl liger verl openrlhf
+TARGETS := rpg-ref trl liger verl openrlhf rpg-in-trl rpg-in-verl
+# Outside .venv: no plugins of jaxtyping's or xdist's, and the warnings of others are theirs.
+PLAIN := -o addopts="-q --strict-markers --strict-config" -o filterwarnings=default
 PRESETS := qwen3_4b_2k qwen3_4b_4k qwen3_4b_8k qwen25_7b_instruct_2k
 DIVIDE := 16
 
-.PHONY: train test coverage nightly mutants slow smollm2 bench bench-loss experiments verify audit check-audit ledger proofs lint types rehearse check-vllm clean
+.PHONY: train test coverage nightly mutants slow smollm2 bench bench-loss experiments verify audit check-audit check-trl check-verl ledger proofs lint types rehearse check-vllm clean
 
 train: $(READY)      ## train a small policy with the verified core (a minute or two on two cores); make train ARGS="--seed 1"
 	$(PY) -m train run train/presets/cpu_tiny.toml $(ARGS)
@@ -45,9 +47,15 @@ experiments: $(READY)  ## four recipes, five seeds each, into docs/experiments
 verify: $(READY)     ## every recipe against the exact oracle, on this machine
 	$(VENV)/bin/rpg-ref verify
 
-audit: $(TARGETS:%=audit-%)  ## what trl, liger, verl, openrlhf and this package really optimise, into docs/audit
+audit: $(TARGETS:%=audit-%)  ## what trl, liger, verl, openrlhf, this package and its recipes inside trl and verl really optimise, into docs/audit
 
 check-audit: $(TARGETS:%=check-audit-%)  ## the same, held to what is published; make check-audit TARGETS="trl verl"
+
+check-trl: .audit/trl/.ready  ## the recipes inside the real TRL: training, every update's gradient, two processes
+	.audit/trl/bin/python -m pytest tests/test_trl.py $(PLAIN)
+
+check-verl: .audit/verl/.ready  ## the recipes inside the real verl: its policy losses, its worker under Ray, our YAML
+	.audit/verl/bin/python -m pytest tests/test_verl.py $(PLAIN)
 
 rehearse: $(READY)   ## each of the paper's presets in small: two processes, a step, resumed, evaluated (make rehearse PRESETS=qwen3_4b_2k)
 	rm -rf rehearsals
@@ -62,7 +70,7 @@ rehearse: $(READY)   ## each of the paper's presets in small: two processes, a s
 	touch $@
 
 check-vllm: .vllm/.ready  ## the vLLM engine for real, on the processor: what it draws, its canary, whole runs, a rehearsal
-	.vllm/bin/python -m pytest tests/test_vllm.py -o addopts="-q --strict-markers --strict-config" -o filterwarnings=default
+	.vllm/bin/python -m pytest tests/test_vllm.py $(PLAIN)
 	rm -rf rehearsals/vllm
 	.vllm/bin/python -m train rehearse qwen3_4b_2k --divide $(DIVIDE) --out rehearsals/vllm
 	rm -rf rehearsals/vllm
@@ -86,9 +94,12 @@ proofs: $(READY)     ## print the symbolic certificate
 .audit/rpg-ref/.ready: $(READY)
 	mkdir -p .audit/rpg-ref && ln -sfn ../../$(VENV)/bin .audit/rpg-ref/bin && touch $@
 
-# Liger-Kernel is audited beside TRL.
-.audit/liger/.ready: .audit/trl/.ready
-	mkdir -p .audit/liger && ln -sfn ../trl/bin .audit/liger/bin && touch $@
+# Liger-Kernel is audited beside TRL, and the recipes inside a library are where it is.
+.audit/liger/.ready .audit/rpg-in-trl/.ready: .audit/trl/.ready
+	mkdir -p $(@D) && ln -sfn ../trl/bin $(@D)/bin && touch $@
+
+.audit/rpg-in-verl/.ready: .audit/verl/.ready
+	mkdir -p $(@D) && ln -sfn ../verl/bin $(@D)/bin && touch $@
 
 .PRECIOUS: .audit/%/.ready
 

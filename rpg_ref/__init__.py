@@ -16,7 +16,7 @@ from rpg_ref.logprobs import token_entropy, token_logprobs
 from rpg_ref.ppo import grpo_corrected_loss, grpo_loss, k2_loss, kl_in_reward_loss, ppo_loss
 from rpg_ref.prefix import per_decision_loss
 from rpg_ref.ratios import BOUNDS, LEVELS, WeightBound, bounded_log_weight, log_ratios
-from rpg_ref.recipes import RECIPES, LossOutput, Recipe
+from rpg_ref.recipes import RECIPES, LossOutput, Recipe, SampleLosses
 from rpg_ref.reference import ReferenceRule, ReferenceState
 from rpg_ref.surrogates import differentiable_loss, reinforce_loss, weight
 
@@ -35,6 +35,7 @@ __all__ = [
     "Recipe",
     "ReferenceRule",
     "ReferenceState",
+    "SampleLosses",
     "UnknownName",
     "WeightBound",
     "advantages",

@@ -46,6 +46,22 @@ class LossOutput(NamedTuple):
     metrics: dict[str, Float[Tensor, ""]]
 
 
+class SampleLosses(NamedTuple):
+    """The losses that ``aggregate`` sums, before it does.
+
+    Attributes:
+        loss: one value per sample, [B, S]: S = T at token and prefix level, else 1.
+        alive: which samples there are, [B, S]; the others' losses count for nothing.
+        metrics: as LossOutput.metrics.
+
+    Source: paper §3–4.
+    """
+
+    loss: Float[Tensor, "B S"]
+    alive: Bool[Tensor, "B S"]
+    metrics: dict[str, Float[Tensor, ""]]
+
+
 class Batch(NamedTuple):
     """A batch as samples: masked entries replaced by 0, summed to the recipe's level, in float64."""
 
@@ -178,6 +194,28 @@ class Recipe:
 
         Source: paper §3–4, Algorithms 1 and 2.
         """
+        loss, alive, metrics = self.per_sample(logp, logp_old, logp_ref, advantages, mask, logp_sampler)
+        total = aggregate(loss, alive, self.aggregation, denominator=denominator)
+        return LossOutput(total.to(at_least_float32(logp).dtype), metrics)
+
+    def per_sample(
+        self,
+        logp: Float[Tensor, "B T"],
+        logp_old: Float[Tensor, "B T"],
+        logp_ref: Float[Tensor, "B T"] | None,
+        advantages: Float[Tensor, "B"] | Float[Tensor, "B T"],
+        mask: Shaped[Tensor, "B T"],
+        logp_sampler: Float[Tensor, "B T"] | None = None,
+    ) -> SampleLosses:
+        """Return the loss of each sample, for a trainer that aggregates by itself; calling the recipe aggregates them.
+
+        Args and Raises: as ``__call__``.
+
+        Returns:
+            SampleLosses(loss, alive, metrics).
+
+        Source: paper §3–4, Algorithms 1 and 2.
+        """
         check_log_probs(logp, logp_old=logp_old, logp_ref=logp_ref, logp_sampler=logp_sampler)
         if logp.ndim != 2:
             raise ValueError(f"logp must be [B, T], got shape {tuple(logp.shape)}; add the missing axis")
@@ -191,10 +229,8 @@ class Recipe:
             got = tuple(advantages.shape)
             raise ValueError(f"advantages must have shape {wanted} at {self.level} level, got {got}; reshape them")
         samples = partial(_samples, level, keep)
-        per_sample = widest(advantages)
-        if advantages.ndim == 1:
-            per_sample = level.reward(per_sample[:, None], keep)
-        A = torch.where(alive, per_sample, 0.0)
+        per_sample = advantages if advantages.ndim == 2 else level.reward(advantages[:, None], keep)
+        A = torch.where(alive, widest(per_sample), 0.0)
         batch = Batch(samples(logp), samples(logp_old), None if logp_ref is None else samples(logp_ref), A, alive)
         bounds = {name: x for name, x in (("clip", self.clip), ("bound", self.bound)) if x is not None}
         loss = self.loss(batch.logp, batch.logp_old, A, self.divergence, self.beta, logp_ref=batch.logp_ref, **bounds)
@@ -204,8 +240,7 @@ class Recipe:
             log_weight = bounded_log_weight(log_drift, self.sampler)
             loss = loss * log_weight.exp().detach()
             shares["sampler_bounded"] = _share(log_weight != log_drift, alive)
-        total = aggregate(loss, alive, self.aggregation, denominator=denominator)
-        return LossOutput(total.to(at_least_float32(logp).dtype), self._metrics(batch) | shares)
+        return SampleLosses(loss, alive, self._metrics(batch) | shares)
 
     @torch.no_grad()
     def _metrics(self, batch: Batch) -> dict[str, Float[Tensor, ""]]:
@@ -228,10 +263,9 @@ class Recipe:
             }
         if self.bound is not None:
             fractions |= {"above_bound": w > self.bound.high, "below_bound": w < self.bound.low}
-        means = {name: _share(x, alive) for name, x in fractions.items()}
         # The appended zero is the largest ratio of a batch without any.
         ratios = torch.cat([torch.where(alive, w, 0.0).flatten(), w.new_zeros(1)])
-        return means | {"ratio_max": ratios.max()}
+        return {name: _share(x, alive) for name, x in fractions.items()} | {"ratio_max": ratios.max()}
 
 
 def _share(x: Shaped[Tensor, "B S"], alive: Bool[Tensor, "B S"]) -> Float[Tensor, ""]:
@@ -251,10 +285,7 @@ PRINTED_PENALTY = PENALTY | {"fkl": NONE, "ufkl": NONE}
 
 
 def _rpg(
-    style: str,
-    loss: Callable[..., Samples],
-    penalties: Mapping[str, Mapping[str, float]] = PENALTY,
-    **choices: Any,
+    style: str, loss: Callable[..., Samples], penalties: Mapping[str, Mapping[str, float]] = PENALTY, **choices: Any
 ) -> list[Recipe]:
     return [Recipe(style.format(x), loss, y, y, x, **choices) for x, y in penalties.items()]
 

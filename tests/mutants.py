@@ -71,7 +71,7 @@ HAND = [
     # levels, masks, aggregation, denominators
     ("ratios.py", "x.sum(1, keepdim=True), _any", "x.sum(1, keepdim=True) / x.shape[1], _any"),
     ("recipes.py", "level.samples(torch.where(keep, widest(x), 0.0), keep)", "level.samples(widest(x) * keep, keep)"),
-    ("recipes.py", "torch.where(alive, per_sample, 0.0)", "per_sample"),
+    ("recipes.py", "torch.where(alive, widest(per_sample), 0.0)", "widest(per_sample)"),
     ("recipes.py", "denominator=denominator)", "denominator=None)"),
     ("recipes.py", "count(LEVELS[self.level].alive(mask != 0), self.aggregation)", "count(mask, self.aggregation)"),
     ("aggregation.py", "torch.where(keep, at_least_float32(loss), 0.0)", "(at_least_float32(loss) * keep)"),

@@ -43,6 +43,8 @@ TARGETS: Table[str] = Table(
         "liger": "liger",
         "rpg-ref": "recipes",
         "rpg-paper": "rpg_paper",
+        "rpg-in-trl": "rpg_in_trl",
+        "rpg-in-verl": "rpg_in_verl",
     },
 )
 """Names on the command line, and the module of each."""

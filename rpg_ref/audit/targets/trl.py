@@ -55,6 +55,14 @@ _GRPO: tuple[Settings, ...] = (
     {**_VLLM, **_CORRECTED},
 )
 # fmt: on
+# The module, the trainer and its config by the name on an option.
+_TRAINERS = {
+    "GRPO": ("trl", "GRPOTrainer", "GRPOConfig"),
+    "RLOO": ("trl", "RLOOTrainer", "RLOOConfig"),
+    "RPG": ("rpg_ref.integrations.trl", "RPGTrainer", "GRPOConfig"),
+}
+# Settings that are no option of the config: arguments of the trainer, and a flag that alone turns a correction on.
+_OF_TRAINER, _FLAG = ("recipe", "reference"), "use_vllm"
 # Off-policy these follow a gradient of their own, and their papers say so.
 _OWN_SURROGATE = {"sapo", "vespo", "sequence"}
 _RLOO: tuple[Settings, ...] = ({"beta": 0.0}, {"beta": 0.05})
@@ -83,10 +91,24 @@ def _case(name: str, settings: Settings) -> Case:
     objective = Objective({term: c for term, c in terms.items() if c}, level)
     own_surrogate = _OWN_SURROGATE & set(settings.values())
     documented = (objective, None) if own_surrogate else (objective, objective)
-    return Case(option, documented, partial(_step, name, settings), level, whole_model=True)
+    return Case(option, documented, partial(step, name, settings), level, whole_model=True)
 
 
-def _step(name: str, settings: Settings, model: Any, batch: Any) -> Tensor:
+def step(name: str, settings: Settings, model: Any, batch: Any) -> Tensor:
+    """Return the loss that a trainer computes of a batch, under the model's own logits.
+
+    Args:
+        name: "GRPO", "RLOO" or "RPG".
+        settings: of its config; "recipe" and "reference" are RPG's own arguments. With "use_vllm" the batch's sampler
+            is an engine, and the trainer goes on from the rewards.
+        model: a PrefixTreeLM.
+        batch: a ModelBatch.
+
+    Returns:
+        The scalar.
+
+    Source: TRL 1.16.0, ``_compute_loss``.
+    """
     trainer = _trainer(name, tuple(settings.items()), batch.temperature)
     policy, size = trainer.policy, model.config.vocab_size
     policy.transformer.forward = lambda input_ids, attention_mask, **_: SimpleNamespace(
@@ -96,17 +118,19 @@ def _step(name: str, settings: Settings, model: Any, batch: Any) -> Tensor:
     nn.init.eye_(policy.lm_head.weight)
     # TRL's head returns 0 behind a response's end.
     old, ref = (torch.where(batch.completion_mask.bool(), logp, 0.0) for logp in (batch.logp_old, batch.logp_ref))
-    if name == "RLOO" or "use_vllm" in settings:
+    if name == "RLOO" or _FLAG in settings:
         # The trainer scores what it sampled itself with π_old, and what vLLM sampled with the policy at hand.
         trainer.model = (
-            policy if "use_vllm" in settings else _Scores(logp=old, training=True, is_gradient_checkpointing=False)
+            policy if _FLAG in settings else _Scores(logp=old, training=True, is_gradient_checkpointing=False)
         )
         trainer.ref_model = _Scores(logp=ref)
         inputs = _scored(trainer, batch)
     else:
         fields = ("prompt_ids", "prompt_mask", "completion_ids", "completion_mask", "advantages")
         inputs = {field: getattr(batch, field) for field in fields}
-        inputs |= {"old_per_token_logps": old, "ref_per_token_logps": ref}
+        inputs |= {"old_per_token_logps": old}
+        if trainer.beta:
+            inputs["ref_per_token_logps"] = ref
         inputs["num_items_in_batch"] = batch.completion_mask.sum()
     trainer.model = policy
     loss: Tensor = trainer._compute_loss(policy, inputs)
@@ -125,11 +149,11 @@ def _scored(trainer: Any, batch: Any) -> dict[str, Any]:
         [row[kept].tolist() for row, kept in zip(rows, mask.bool(), strict=True)] for rows, mask in columns
     )
     texts = [""] * len(prompts)
-    given: dict[str, tuple[Any, ...]] = {
-        "GRPOTrainer": (prompts, responses, None, texts, logps, {}, None, None),
-        "RLOOTrainer": (prompts, responses, texts),
-    }
-    trainer._generate = lambda _: given[type(trainer).__name__]
+    rloo = isinstance(trainer, import_module("trl").RLOOTrainer)
+    given: tuple[Any, ...] = (
+        (prompts, responses, texts) if rloo else (prompts, responses, None, texts, logps, {}, None, None)
+    )
+    trainer._generate = lambda _: given
     trainer.num_generations = len(prompts)
     trainer.reward_funcs = [lambda **_: batch.advantages.tolist()]
     with warnings.catch_warnings():
@@ -151,7 +175,9 @@ def _trainer(name: str, settings: tuple[tuple[str, Any], ...], temperature: floa
     trl, transformers, tokenizers, datasets = map(import_module, ("trl", "transformers", "tokenizers", "datasets"))
     logging.getLogger("trl").setLevel(logging.ERROR)
     transformers.utils.logging.disable_progress_bar()
-    options = {key: value for key, value in settings if key != "use_vllm"}
+    module, trainer_class, config_class = _TRAINERS[name]
+    chosen = {key: value for key, value in settings if key in _OF_TRAINER}
+    options = {key: value for key, value in settings if key != _FLAG and key not in chosen}
     words = tokenizers.models.WordLevel({"<pad>": 0, "<eos>": 1}, unk_token="<eos>")
     tokenizer = transformers.PreTrainedTokenizerFast(
         tokenizer_object=tokenizers.Tokenizer(words), pad_token="<pad>", eos_token="<eos>"
@@ -161,14 +187,13 @@ def _trainer(name: str, settings: tuple[tuple[str, Any], ...], temperature: floa
     with tempfile.TemporaryDirectory() as folder, warnings.catch_warnings():
         warnings.simplefilter("ignore", FutureWarning)
         transformers.GPT2LMHeadModel(config).save_pretrained(folder)
-        arguments = getattr(trl, f"{name}Config")(
-            output_dir=f"{folder}/out", temperature=temperature, **_FIXED, **options
-        )
-        trainer = getattr(trl, f"{name}Trainer")(
-            folder, lambda **_: [], arguments, datasets.Dataset.from_dict({"prompt": [""]}), processing_class=tokenizer
+        arguments = getattr(trl, config_class)(output_dir=f"{folder}/out", temperature=temperature, **_FIXED, **options)
+        prompts = datasets.Dataset.from_dict({"prompt": [""]})
+        trainer = getattr(import_module(module), trainer_class)(
+            folder, lambda **_: [], arguments, prompts, processing_class=tokenizer, **chosen
         )
     trainer.policy = trainer.model.train()
     trainer.current_gradient_accumulation_steps = 1
     # Its constructor would start an engine; the flag alone turns the correction on.
-    trainer.use_vllm = ("use_vllm", True) in settings
+    trainer.use_vllm = (_FLAG, True) in settings
     return trainer

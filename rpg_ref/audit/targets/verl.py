@@ -13,8 +13,8 @@ DISTRIBUTION = "verl"
 KNOWN = "0.9.1"
 
 _COEFFICIENT = 0.001  # kl_loss_coef and kl_ctrl.kl_coef in verl's actor.yaml and ppo_trainer.yaml
-_TOKENS = 3.0  # per response; any constant, as _subject says
-_CORRECTION = "algorithm.rollout_correction."
+_TOKENS = 3.0  # per response; any constant, as subject says
+CORRECTION = "algorithm.rollout_correction."
 
 Settings = dict[str, Any]
 
@@ -65,10 +65,10 @@ def cases() -> list[Case]:
             stated = (name not in _SELECTIVE, name not in _SELECTIVE | _OWN_SURROGATE)
             found.append(_case(settings, level=level, stated=stated))
     for row in _CORRECTIONS:
-        settings = {_CORRECTION + key: value for key, value in row.items()}
+        settings = {CORRECTION + key: value for key, value in row.items()}
         unweighted = row["rollout_is"] is None and row["loss_type"] == "reinforce"
         found.append(_case(settings, level=_level(row["rollout_is"] == "sequence"), stated=(True, not unweighted)))
-    found.append(_case({_CORRECTION + "rollout_is": "token", **kl, "kl_loss_type": "low_var_kl+"}, penalty))
+    found.append(_case({CORRECTION + "rollout_is": "token", **kl, "kl_loss_type": "low_var_kl+"}, penalty))
     for name in ("kl", "mse", "abs", "low_var_kl"):
         found.append(_case(in_reward | {"algorithm.kl_penalty": name}, penalty, "sequence"))
     return [*found, _case(in_reward | settings, penalty, "sequence")]
@@ -88,22 +88,22 @@ def _case(
     option = " ".join(f"{key}={value}" for key, value in settings.items()) or "defaults"
     objective = Objective({"reward": 1.0, **(penalty or {})}, level)
     on, off = (objective if says else None for says in stated)
-    return Case(option, (on, off), _subject(settings), level)
+    return Case(option, (on, off), subject(settings), level)
 
 
 def _under(settings: Settings, prefix: str) -> Settings:
     return {key.removeprefix(prefix): value for key, value in settings.items() if key.startswith(prefix)}
 
 
-def _subject(settings: Settings) -> Any:
+def subject(settings: Settings) -> Any:
     """Return the loss that verl's actor computes under these settings."""
     config = import_module("verl.workers.config")
     losses = import_module("verl.workers.utils.losses")
     get_tensordict = import_module("verl.utils.tensordict_utils").get_tensordict
 
     algorithm, policy_loss = _under(settings, "algorithm."), _under(settings, "policy_loss.")
-    correction = import_module("verl.trainer.config").RolloutCorrectionConfig(**_under(settings, _CORRECTION))
-    three_policies = bool(_under(settings, _CORRECTION)) and not correction.bypass_mode
+    correction = import_module("verl.trainer.config").RolloutCorrectionConfig(**_under(settings, CORRECTION))
+    three_policies = bool(_under(settings, CORRECTION)) and not correction.bypass_mode
     if correction.bypass_mode:
         policy_loss |= {"loss_mode": "bypass_mode", "rollout_correction": correction}
     actor = config.ActorConfig(
