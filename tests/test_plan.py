@@ -189,7 +189,7 @@ def test_memory_of_drawing_with_transformers_by_hand(paper):
     plan = paper(settings={"engine.kind": "transformers", "rollout.at_once": 64})
     found = parts(plan, "draw")
     assert found["whole copy to sample from"] == 8_044_936_192
-    assert found["keys and values"] == 39_728_447_488  # 64 · 4,096 · 147,456 · 37/36
+    assert found["keys and values"] == pytest.approx(40_969_961_472)  # 64 · (4,096 + 128 to spare) · 147,456 · 37/36
     assert found["next tokens' logits"] == 64 * 151_936 * 28
     assert "engine's weights" not in found and "engine's graphs and workspaces" not in parts(plan, "learn")
 
@@ -286,7 +286,7 @@ def test_what_a_block_keeps_is_what_autograd_saves_within_two_per_cent(kind, pre
 
 def peak_of(do):
     """The most bytes of tensors that were there at a time, less those that were there before."""
-    with profile(activities=[ProfilerActivity.CPU], profile_memory=True) as seen:
+    with profile(activities=[ProfilerActivity.CPU], profile_memory=True, acc_events=True) as seen:
         do()
     events = [event for event in seen.profiler.kineto_results.events() if event.name() == "[memory]"]
     now = most = 0

@@ -1,6 +1,7 @@
 """The recipes inside the real TRL: `make check-trl` runs these in an environment of its own, on the processor."""
 
 import json
+import re
 import subprocess
 import sys
 from dataclasses import replace
@@ -153,6 +154,18 @@ def assert_same(found, expected, tolerance=2e-5):
         torch.testing.assert_close(
             found[name], x, rtol=0, atol=tolerance * size, msg=lambda text, n=name: f"{n}: {text}"
         )
+
+
+def test_the_pages_snippets(folder, tmp_path, capsys):
+    """docs/trl.md: the two lines, and what the check prints."""
+    page = (Path(__file__).parents[1] / "docs/trl.md").read_text()
+    run, check = re.findall(r"```python\n(.*?)```", page, re.DOTALL)
+    named = {"model": folder, "reward": even, "args": config(tmp_path, max_steps=1), "dataset": PROMPTS}
+    exec(run, named | {"tokenizer": tokenizer()})
+    capsys.readouterr()
+    exec(check, {})
+    said = capsys.readouterr().out
+    assert " ".join(said.split("\n")[0].split()) in " ".join(page.split())
 
 
 def test_a_tiny_model_learns(folder, tmp_path):
@@ -352,6 +365,7 @@ def test_what_no_function_scores_moves_nothing(folder, tmp_path):
         ({"epsilon": 0.1}, "epsilon is 0.1"),
         ({"scale_rewards": "none"}, "scale_rewards is 'none'"),
         ({"entropy_coef": 0.1}, "entropy_coef is 0.1"),
+        ({"use_vllm": True}, "vllm_importance_sampling_mode is 'sequence_mask', a weight of whole responses, and"),
     ],
 )
 def test_what_a_recipe_decides_is_not_set_twice(folder, tmp_path, option, message):

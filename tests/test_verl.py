@@ -1,6 +1,7 @@
 """The recipes inside the real verl: `make check-verl` runs these in an environment of its own, on the processor."""
 
 import os
+import re
 import subprocess
 import sys
 import tomllib
@@ -295,3 +296,30 @@ def test_a_ray_workers_update_is_the_recipes_gradient(on_ray, case):
     size = max(float(x.abs().max()) for x in expected.values())
     for name, x in expected.items():
         torch.testing.assert_close(found[name], x, rtol=0, atol=1e-5 * size)
+
+
+def test_two_machines_meet_and_the_command_is_verls(tmp_path):
+    """The launch file on two of Ray's nodes, with Hydra's own end: the configuration printed in the place of a run."""
+    port = str(20000 + os.getpid() % 10000)
+    path = f"{Path(sys.executable).parent}:{os.environ['PATH']}"
+    environment = os.environ | {"PATH": path, "PORT": port, "RAY_AUTH_MODE": "disabled"}
+    launch = ["bash", str(ROOT / "rpg_ref/integrations/verl_rpg.sh"), "127.0.0.1", "2"]
+    second = subprocess.Popen([*launch, "1"], env=environment, cwd=tmp_path, stdout=subprocess.DEVNULL)
+    try:
+        command = [*launch, "0", *PLACES, "--cfg", "job"]
+        first = subprocess.run(command, env=environment, cwd=tmp_path, capture_output=True, text=True, timeout=120)
+    finally:
+        second.terminate()
+        second.wait(30)
+    assert first.returncode == 0, first.stderr[-2000:]
+    assert "loss_mode: rpg-reinforce-urkl-clip" in first.stdout and "  nnodes: 2\n" in first.stdout
+
+
+def test_the_pages_snippets(capsys):
+    """docs/verl.md: a row of one's own, and what the check prints."""
+    page = (ROOT / "docs/verl.md").read_text()
+    own, check = re.findall(r"```python\n(.*?)```", page, re.DOTALL)
+    exec(own.replace("rpg-urkl-strong", "rpg-urkl-of-the-page"), {})
+    assert "rpg-urkl-of-the-page" in POLICY_LOSS_REGISTRY
+    exec(check, {})
+    assert " ".join(capsys.readouterr().out.split("\n")[0].split()) in " ".join(page.split())

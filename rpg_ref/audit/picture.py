@@ -38,7 +38,8 @@ def draw(library: str, rows: Sequence[Row], path: Path) -> None:
     for regime, (panel, title) in enumerate(zip(panels, ("on-policy", "off-policy"), strict=True)):
         for y, row in zip(places, drawn, strict=True):
             assert row.findings is not None
-            found, documented = row.findings[regime].objective, row.case.documented[regime]
+            found, documented = row.findings[regime].objective, row.documented[regime]
+            vanishing = _terms_of(row.case.documented[regime]) - _terms_of(documented)
             names = [name for name in TERMS if name in _terms_of(found) | _terms_of(documented)]
             unit = _unit(row)
             thick = 0.26 / max(len(names), 1)
@@ -48,9 +49,10 @@ def draw(library: str, rows: Sequence[Row], path: Path) -> None:
                 if name in _terms_of(documented):
                     tick = _signed(documented, name) / unit
                     panel.plot([tick, tick], [at - thick / 2, at + thick / 2], color="black", lw=2)
-            if found is None:
-                colour = "dimgrey" if documented is None else "firebrick"
+            if found is None or vanishing:
+                colour = "dimgrey" if documented is None or vanishing else "firebrick"
                 text = "no known objective" + (", as documented" if documented is None else "")
+                text = "no gradient here: π is π_old" if vanishing else text
                 panel.text(
                     *(0.99, y, text),
                     transform=panel.get_yaxis_transform(),

@@ -47,13 +47,24 @@ class Row:
         return None if self.report is None else (self.report.on_policy, self.report.off_policy)
 
     @property
+    def documented(self) -> tuple[Objective | None, Objective | None]:
+        """What is documented, without the terms that have no gradient in a regime."""
+        if self.findings is None:
+            return self.case.documented
+        on, off = (
+            _without(documented, finding.unidentified)
+            for finding, documented in zip(self.findings, self.case.documented, strict=True)
+        )
+        return on, off
+
+    @property
     def as_documented(self) -> tuple[bool, bool]:
         """Whether it is what is documented, on-policy and off-policy; with a fault it is neither."""
         if self.report is None or self.findings is None or self.report.faults:
             return False, False
         on, off = (
-            same_objective(finding.objective, _without(documented, finding.unidentified))
-            for finding, documented in zip(self.findings, self.case.documented, strict=True)
+            same_objective(finding.objective, documented)
+            for finding, documented in zip(self.findings, self.documented, strict=True)
         )
         return on, off
 

@@ -97,8 +97,9 @@ class RPGTrainer(GRPOTrainer):
         return denominator
 
     def _calculate_rewards(self, *args: Any) -> Tensor:
-        self._rewards: Tensor = super()._calculate_rewards(*args)
-        return self._rewards
+        rewards: Tensor = super()._calculate_rewards(*args)
+        self._rewards = rewards
+        return rewards
 
     def _generate_and_score_completions(self, inputs: list[Inputs]) -> Inputs:
         output: Inputs = super()._generate_and_score_completions(inputs)
@@ -163,6 +164,15 @@ def _check(args: GRPOConfig, recipe: Recipe) -> None:
                 f"{name} is {value!r}, which the recipe {recipe.name!r} decides; leave it out, and change the recipe "
                 "with dataclasses.replace"
             )
+    if (
+        (args.use_vllm and args.vllm_importance_sampling_correction and recipe.beta > 0)
+        and recipe.level == "token"
+        and args.vllm_importance_sampling_mode.startswith("sequence")
+    ):
+        raise ValueError(
+            f"vllm_importance_sampling_mode is {args.vllm_importance_sampling_mode!r}, a weight of whole responses, "
+            f"and {recipe.name!r} penalises tokens; set 'token_mask' or 'token_truncate', or take a prefix recipe"
+        )
     if recipe.sampler != WeightBound():
         raise ValueError(
             f"the recipe bounds the sampler's weight by {recipe.sampler}; here vllm_importance_sampling_* do"

@@ -139,7 +139,11 @@ def _uniform(number: int, seed: int) -> Float[Tensor, "R"]:
 
 
 def _last_logits(hidden: Float[Tensor, "B L d"], head: Float[Tensor, "V d"]) -> Float[Tensor, "B V"]:
-    return (hidden[:, -1] @ head.T).float()
+    """In float32 as where the loss is taken: on a GPU half-precision factors are summed and kept in it."""
+    last = hidden[:, -1]
+    if last.is_cuda and last.dtype.itemsize == 2:
+        return torch.mm(last, head.T, out_dtype=torch.float32)
+    return (last @ head.T).float()
 
 
 def _take(cache: DynamicCache, seen: Int[Tensor, "B T"], rows: Int[Tensor, "N"]) -> Int[Tensor, "N T"]:

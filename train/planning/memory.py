@@ -3,6 +3,7 @@
 from typing import NamedTuple
 
 from rpg_ref import fused
+from train.engines.by_transformers import SPARE
 from train.planning.case import Case
 from train.planning.devices import GIB
 
@@ -108,12 +109,12 @@ def key_value_bytes(case: Case) -> int:
 
 
 def cache(case: Case) -> Part:
-    """Keys and values of all responses drawn at a time; one block's are there twice while they are given more room."""
-    size, layers = key_value_bytes(case), case.sizes.layers
+    """Keys and values of all responses drawn at a time, room to spare included; one block's twice while it is moved."""
+    size, layers, tokens = key_value_bytes(case), case.sizes.layers, case.longest + SPARE
     return Part(
         "keys and values",
-        case.seats * case.longest * size * (1 + 1 / layers),
-        f"{case.seats} responses × {case.longest} tokens × {size:,} B, and 1/{layers} of it while it is moved",
+        case.seats * tokens * size * (1 + 1 / layers),
+        f"{case.seats} responses × {tokens} tokens of room × {size:,} B, and 1/{layers} of it while it is moved",
     )
 
 
