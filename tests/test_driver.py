@@ -238,7 +238,8 @@ def improve_once(state, config, tokenizer):
 
 
 def distance(a, b):
-    return sum(float((x - y).detach().abs().sum()) for x, y in zip(a.parameters(), b.parameters(), strict=True))
+    pairs = zip(a.parameters(), b.parameters(), strict=True)
+    return sum(float((x.cpu() - y.cpu()).detach().abs().sum()) for x, y in pairs)
 
 
 @pytest.mark.parametrize("replace, moved", [("never", False), ("steps", True), ("kl", True)])

@@ -15,10 +15,13 @@ import torch
 from hypothesis import given
 from hypothesis import strategies as st
 
+from train import ranks
 from train.batch import split
 
 ROOT = Path(__file__).parents[1]
-QUIET = os.environ | {"PYTHONPATH": str(ROOT), "OMP_NUM_THREADS": "1", "PYTHONWARNINGS": "default"}
+# Two processes want two GPUs where there is one: they compute on the processor, wherever this runs.
+ON_CPU = {"OMP_NUM_THREADS": "1", "CUDA_VISIBLE_DEVICES": ""}
+QUIET = os.environ | {"PYTHONPATH": str(ROOT), "PYTHONWARNINGS": "default"} | ON_CPU
 ALONE = [sys.executable, "-P"]
 TWO = [*ALONE, "-m", "torch.distributed.run", "--standalone", "--nproc-per-node", "2"]
 
@@ -200,3 +203,16 @@ def test_a_run_on_two_ranks_that_was_killed_ends_bit_for_bit(tmp_path, seed):
     for ours, theirs in zip(rows(tmp_path / "alone"), rows(tmp_path / "calm"), strict=True):
         assert ours.pop("phase") == theirs.pop("phase")
         assert ours == pytest.approx(theirs, rel=1e-3, abs=1e-4)
+
+
+def test_on_a_gpu_attention_is_not_planned_anew_for_each_shape(monkeypatch):
+    """cuDNN's is, in some 50 ms, and shapes are new at every token of a response."""
+    gpu = {"is_available": lambda: True, "device_count": lambda: 1, "set_device": lambda number: None}
+    for name, stand_in in gpu.items():
+        monkeypatch.setattr(torch.cuda, name, stand_in)
+    before = torch.backends.cuda.cudnn_sdp_enabled()
+    try:
+        assert ranks.device("auto") == torch.device("cuda", 0)
+        assert not torch.backends.cuda.cudnn_sdp_enabled()
+    finally:
+        torch.backends.cuda.enable_cudnn_sdp(before)

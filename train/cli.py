@@ -1,8 +1,10 @@
-"""The command line: ``python -m train run | plan | rehearse | resume | eval | report``."""
+"""The command line: ``python -m train run | run-or-resume | plan | rehearse | resume | eval | report``."""
 
+import os
 import sys
 import tomllib
 from collections.abc import Callable, Sequence
+from functools import partial
 from itertools import takewhile
 from pathlib import Path
 from typing import Any
@@ -18,12 +20,13 @@ A_DAY = 86400.0
 """How long the processes of an evaluation wait for one another, in seconds."""
 
 USAGE = """usage: python -m train run PRESET [--key value ...]
+       python -m train run-or-resume PRESET [--key value ...]
        python -m train plan PRESET [--gpus 8xH100] [--length N] [--prompt N] [--key value ...]
        python -m train rehearse PRESET [--processes N] [--divide N] [--out FOLDER] [--key value ...]
        python -m train resume FOLDER [--steps N]
        python -m train eval MODEL FILE [--key value ...]
        python -m train report FOLDER [FOLDER ...] [--out FOLDER]
-       torchrun --nproc-per-node N -m train run | resume | eval ...
+       torchrun --nproc-per-node N -m train run | run-or-resume | resume | eval ...
 
 run trains a policy. PRESET is a TOML file or one of: {presets}.
 Every key of the preset can be changed: --seed 1 --steps 5 --optimizer.learning-rate 1e-4
@@ -31,6 +34,7 @@ Every key of the preset can be changed: --seed 1 --steps 5 --optimizer.learning-
 plan says what memory and time the run will take on those GPUs, and what to change if it does not fit (exit code 1).
 rehearse runs the preset in small: its architecture with random weights, two processes, a step, resumed, evaluated.
 resume goes on with a run that stopped, from its last intact checkpoint.
+run-or-resume does what the run's folder asks for: one command for the first start and every later one, on a cluster.
 eval draws responses from any Hugging Face folder to the problems of a file, and prints Mean@k and Pass@k.
 report draws the curves of several runs, seeds of one configuration as their mean, into report/report.html and .png."""
 
@@ -52,8 +56,9 @@ def main(arguments: Sequence[str]) -> int:
     command, *rest = words
     try:
         # Importing transformers takes seconds: a misspelt command or key is answered before.
-        commands = {
+        commands: dict[str, Callable[[Sequence[str], bool], int]] = {
             "run": _run,
+            "run-or-resume": partial(_run, again=True),
             "plan": _plan,
             "rehearse": _rehearse,
             "resume": _resume,
@@ -81,13 +86,21 @@ def _preset(command: str, rest: Sequence[str]) -> str:
     return rest[0]
 
 
-def _run(rest: Sequence[str], asks_help: bool) -> int:
-    config = load(_preset("run", rest), overrides(rest[1:]))
-    if asks_help:
-        tyro.cli(Config, default=config, args=["--help"], prog=f"python -m train run {rest[0]}")
-    from train.job import prepare
+def _run(rest: Sequence[str], asks_help: bool, again: bool = False) -> int:
+    command = "run-or-resume" if again else "run"
 
-    return _together(config, lambda: prepare(config))
+    def read() -> Config:
+        return load(_preset(command, rest), overrides(rest[1:]))
+
+    if asks_help:
+        tyro.cli(Config, default=read(), args=["--help"], prog=f"python -m train {command} {rest[0]}")
+
+    def prepared(config: Config) -> Any:
+        from train.job import prepare, prepare_either
+
+        return (prepare_either if again else prepare)(config)
+
+    return _together(read, prepared)
 
 
 def _plan(rest: Sequence[str], asks_help: bool) -> int:
@@ -127,21 +140,55 @@ def _resume(rest: Sequence[str], asks_help: bool) -> int:
         return _usage()
     if not rest or rest[0].startswith("-"):
         raise ValueError("resume needs a run's folder first, such as runs/cpu_tiny-seed0")
-    from train.job import config_of, prepare_again
 
-    config = config_of(Path(rest[0]), overrides(rest[1:]))
-    return _together(config, lambda: prepare_again(config))
+    def read() -> Config:
+        from train.job import config_of
+
+        return config_of(Path(rest[0]), overrides(rest[1:]))
+
+    def prepared(config: Config) -> Any:
+        from train.job import prepare_again
+
+        return prepare_again(config)
+
+    return _together(read, prepared)
 
 
-def _together(config: Config, prepared: Callable[[], Any]) -> int:
-    """Do a run with the processes that torchrun started; what fails on one of them is said by that one."""
+def _together(read: Callable[[], Config], prepared: Callable[[Config], Any]) -> int:
+    """Do a run with the processes that torchrun started."""
+    found: Config | Exception
+    try:
+        found = read()
+    except (ValueError, OSError) as error:
+        if "TORCHELASTIC_RUN_ID" not in os.environ:
+            raise
+        found = error  # the other nodes would wait for this one: they must hear of it
     from train import ranks
 
-    with ranks.joined(timeout=config.timeout, single=config.model.precision != "float32"):
-        try:
-            return _carry_out(prepared())
-        except ranks.Elsewhere:
-            return 1
+    def config() -> Config:
+        if isinstance(found, Exception):
+            raise found
+        return found
+
+    def work() -> int:
+        return _carry_out(prepared(ranks.everywhere(config)))
+
+    if isinstance(found, Exception):
+        return _joined(work, timeout=Config.timeout)
+    return _joined(work, timeout=found.timeout, single=found.model.precision != "float32")
+
+
+def _joined(do: Callable[[], int], *, timeout: float, single: bool = False) -> int:
+    """Do something on every rank; what fails on one is said by that one, and once on every other node."""
+    from train import ranks
+
+    try:
+        with ranks.joined(timeout=timeout, single=single):
+            return do()
+    except ranks.Elsewhere as error:
+        if error.aloud:
+            print(f"train: {_line(error)}", file=sys.stderr)
+        return 1
 
 
 def _carry_out(job: Any) -> int:
@@ -175,19 +222,20 @@ def _eval(rest: Sequence[str], asks_help: bool) -> int:
         raise ValueError("eval needs a model's folder and a file of problems: eval runs/NAME/model problems.parquet")
     given = nested({"model": rest[0], "problems": rest[1]} | overrides(rest[2:]))
     config = convert(given, EvalConfig, "eval")
+    return _joined(lambda: _score(config), timeout=A_DAY, single=config.precision != "float32")
+
+
+def _score(config: EvalConfig) -> int:
     from train import ranks
     from train.engines.engine import StaleWeights
     from train.score import score
 
-    with ranks.joined(timeout=A_DAY, single=config.precision != "float32"):
-        console = Console(quiet=not ranks.is_first())
-        try:
-            found = score(config)
-        except StaleWeights as error:
-            print(f"train: {_line(error)}", file=sys.stderr)
-            return 1
-        except ranks.Elsewhere:
-            return 1
+    console = Console(quiet=not ranks.is_first())
+    try:
+        found = score(config)
+    except StaleWeights as error:
+        print(f"train: {_line(error)}", file=sys.stderr)
+        return 1
     for name, accuracy in ((f"Mean@{config.k}", found.mean_at_k), (f"Pass@{config.k}", found.pass_at_k)):
         console.print(f"{name} {accuracy}", highlight=False, soft_wrap=True)
     return 0

@@ -2,7 +2,9 @@
 
 import dataclasses
 import hashlib
-from collections.abc import Iterator, Mapping
+import socket
+import time
+from collections.abc import Collection, Iterator, Mapping
 from importlib.util import find_spec
 from pathlib import Path
 from typing import Any, NamedTuple
@@ -20,6 +22,7 @@ from train.model import tokenizer_of
 from train.preset import dump, load
 from train.problems.arithmetic import generate
 from train.problems.tasks import Task, arithmetic, encode, read_split
+from train.saving.durable import hidden
 from train.seeds import derive
 from train.watching.loggers import check_loggers
 
@@ -28,6 +31,8 @@ EXTENDABLE = frozenset(
     "engine.kv_gib engine.max_gap engine.timeout".split()
 )
 """What a resumed run may change: nothing of it bears on the steps that are done."""
+PATIENCE = 5.0
+"""Seconds until a file of one node must be seen on another."""
 
 
 class Job(NamedTuple):
@@ -54,15 +59,26 @@ def prepare(config: Config) -> Job:
         ValueError: any of them is not as it must be; nothing has been written then.
     """
     folder = config.folder
-    checked = ranks.everywhere(lambda: _checked(config))
+    checked = _checked_alike(config)
     ranks.from_first(lambda: _refuse_used(folder))
-    job = ranks.everywhere(lambda: _with_problems(config, *checked))
+    job = _with_problems_alike(config, *checked)
     ranks.from_first(lambda: _make(folder))
+    _refuse_unshared(folder)
     return job
 
 
+def prepare_either(config: Config) -> Job:
+    """Check everything of a new run, or of one that goes on if its folder holds one: as a cluster starts it each time.
+
+    Raises:
+        ValueError: as ``prepare`` or ``prepare_again``.
+    """
+    begun = ranks.from_first(lambda: (config.folder / "config.toml").is_file())
+    return (prepare_again if begun else prepare)(config)
+
+
 def _refuse_used(folder: Path) -> None:
-    if folder.exists() and not (folder.is_dir() and not any(folder.iterdir())):
+    if folder.exists() and not (folder.is_dir() and all(path.suffix == ".tmp" for path in folder.iterdir())):
         raise ValueError(
             f"the run folder {folder} exists already; choose another with --run-dir, or go on with `resume {folder}`"
         )
@@ -100,8 +116,74 @@ def prepare_again(config: Config) -> Job:
     Raises:
         ValueError: something is not as it must be.
     """
-    checked = ranks.everywhere(lambda: _checked(config))
-    return ranks.everywhere(lambda: _with_problems(config, *checked))
+    job = _with_problems_alike(config, *_checked_alike(config))
+    _refuse_unshared(config.folder)
+    return job
+
+
+def _checked_alike(config: Config) -> tuple[Recipe, str]:
+    """Check the config, and that every rank was given the same."""
+    first = ranks.gather(dump(config))[0]
+
+    def check() -> tuple[Recipe, str]:
+        if changed := _changes(first, dump(config)):
+            raise ValueError(
+                f"rank {ranks.rank()} has another configuration than rank 0: {changed}; give all nodes one command"
+            )
+        return _checked(config)
+
+    return ranks.everywhere(check)
+
+
+def _with_problems_alike(config: Config, recipe: Recipe, verdict: str) -> Job:
+    """Read the problems, and check that every rank has the same."""
+    job = ranks.everywhere(lambda: _with_problems(config, recipe, verdict))
+    refuse_unlike("problems", job.problems)
+    return job
+
+
+def refuse_unlike(what: str, mine: object) -> None:
+    """Refuse what is not the first rank's: every rank takes the same decisions, or they part.
+
+    Raises:
+        ValueError: it is not.
+    """
+    theirs = ranks.gather(mine)[0]
+
+    def check() -> None:
+        if mine != theirs:
+            raise ValueError(f"rank {ranks.rank()} has other {what} than rank 0; give every node the same files")
+
+    ranks.everywhere(check)
+
+
+def _refuse_unshared(folder: Path) -> None:
+    """Refuse a folder that not every rank sees: the first rank may be on another node when the run goes on."""
+    if ranks.size() == 1:
+        return
+    mark = ranks.from_first(lambda: _mark(folder))
+
+    def look() -> None:
+        until = time.monotonic() + PATIENCE
+        while not mark.exists() and time.monotonic() < until:
+            time.sleep(0.1)
+        if not mark.exists():
+            raise ValueError(
+                f"the run folder {folder} of rank 0 is not there for rank {ranks.rank()} (on {socket.gethostname()}); "
+                "put it on a disk that all nodes share, with --run-dir"
+            )
+
+    try:
+        ranks.everywhere(look)
+    finally:
+        if ranks.is_first():
+            mark.unlink(missing_ok=True)
+
+
+def _mark(folder: Path) -> Path:
+    mark = hidden(folder / "seen")
+    mark.touch()
+    return mark
 
 
 def _checked(config: Config) -> tuple[Recipe, str]:
@@ -146,16 +228,17 @@ def _with_problems(config: Config, recipe: Recipe, verdict: str) -> Job:
 
 def refuse_other_run(kept: Mapping[str, Any], job: Job) -> None:
     """Refuse a checkpoint of another run, and say in what it differs."""
-    then, now = msgspec.toml.decode(kept["config"].encode()), msgspec.toml.decode(dump(job.config).encode())
-    changed = [
-        f"{key} {before!r} → {after!r}" for key, before, after in _differences(then, now) if key not in EXTENDABLE
-    ]
+    changed = _changes(kept["config"], dump(job.config), but=EXTENDABLE)
     if changed:
-        raise ValueError(
-            f"the run was begun with another configuration: {', '.join(changed)}; undo that, or begin anew"
-        )
+        raise ValueError(f"the run was begun with another configuration: {changed}; undo that, or begin anew")
     if kept["problems"] != job.problems:
         raise ValueError("the problems are others than when the run began; give it the same data files, or begin anew")
+
+
+def _changes(then: str, now: str, but: Collection[str] = ()) -> str:
+    """Return in what two configs differ, or nothing."""
+    found = _differences(*(msgspec.toml.decode(config.encode()) for config in (then, now)))
+    return ", ".join(f"{key} {before!r} → {after!r}" for key, before, after in found if key not in but)
 
 
 def _differences(then: dict[str, Any], now: dict[str, Any], prefix: str = "") -> Iterator[tuple[str, Any, Any]]:

@@ -5,8 +5,10 @@ passes of the models are divided. What crosses between ranks here lies in the me
 """
 
 import os
-from collections.abc import Callable, Iterator
-from contextlib import contextmanager
+import sys
+import threading
+from collections.abc import Callable, Iterator, Sequence
+from contextlib import contextmanager, nullcontext
 from datetime import timedelta
 from typing import Any, TypeVar
 
@@ -15,11 +17,24 @@ import torch.distributed as dist
 from torch import Tensor
 from torch._C._distributed_c10d import HashStore
 
+from train.peers import Peer, gone, reachable
+
 Item = TypeVar("Item")
+
+GRACE = 5.0
+"""Seconds after its own time-out until a start that does not end is ended."""
 
 
 class Elsewhere(RuntimeError):
-    """Something failed on another rank, which says it; this one only ends with it."""
+    """Something failed on another rank, which says it; this one only ends with it.
+
+    Attributes:
+        aloud: whether this rank is to say it too: nobody else on its node does.
+    """
+
+    def __init__(self, sentence: str, *, aloud: bool) -> None:
+        super().__init__(sentence)
+        self.aloud = aloud
 
 
 @contextmanager
@@ -29,6 +44,10 @@ def joined(*, timeout: float, single: bool = False) -> Iterator[None]:
     Args:
         timeout: seconds that a rank waits for another before it gives up.
         single: whether one process without torchrun is to be a group as well, which sharding wants.
+
+    Raises:
+        Elsewhere: another process is gone, or hangs.
+        ValueError: torchrun has restarted the processes in a way in which they may not find one another.
     """
     launched = dist.is_torchelastic_launched()
     if not launched and not single:
@@ -37,11 +56,65 @@ def joined(*, timeout: float, single: bool = False) -> Iterator[None]:
     # Each kind of tensor has its backend: what this module sends is on the CPU, what FSDP sends where the model is.
     backend = "cpu:gloo,cuda:nccl" if torch.cuda.is_available() else "gloo"
     alone: dict[str, Any] = {} if launched else {"store": HashStore(), "rank": 0, "world_size": 1}
-    dist.init_process_group(backend, timeout=timedelta(seconds=timeout), **alone)
-    yield
+    _refuse_old_store()
+    with _losses([], timeout):
+        with _at_most(timeout + GRACE, _loss([], timeout)):
+            dist.init_process_group(backend, timeout=timedelta(seconds=timeout), **alone)
+        with reachable() if launched else nullcontext() as here, _losses(gather(here) if here else [], timeout):
+            yield
     # Not after an error: the others may wait in a collective, and would be waited for. vLLM's end may have done it.
     if dist.is_initialized():
         dist.destroy_process_group()
+
+
+def _refuse_old_store() -> None:
+    """Refuse a restart with the store of the processes that are gone: their addresses are still in it."""
+    restarts, kept = (os.environ.get(f"TORCHELASTIC_{name}") for name in ("RESTART_COUNT", "USE_AGENT_STORE"))
+    if restarts not in (None, "0") and kept == "True":
+        raise ValueError(
+            "torchrun restarted the processes, but kept the addresses of those that are gone; give it --rdzv-backend "
+            "c10d and the variable TORCH_DISABLE_SHARE_RDZV_TCP_STORE=1, or leave --max-restarts out"
+        )
+
+
+@contextmanager
+def _at_most(seconds: float, sentence: str) -> Iterator[None]:
+    """End the process if this takes longer: gloo waits for ever for one that is gone before all are connected."""
+
+    def end() -> None:
+        print(f"train: {sentence}", file=sys.stderr, flush=True)
+        os._exit(1)
+
+    timer = threading.Timer(seconds, end)
+    timer.daemon = True
+    timer.start()
+    try:
+        yield
+    finally:
+        timer.cancel()
+
+
+@contextmanager
+def _losses(peers: Sequence[Peer], timeout: float) -> Iterator[None]:
+    """Say who is gone where ranks wait for one another in vain; before they know each other, that they do not."""
+    try:
+        yield
+    except Elsewhere:
+        raise
+    except RuntimeError as error:
+        if not isinstance(error, dist.DistError) and "gloo" not in str(error):  # which raises no kind of its own
+            raise
+        why = str(error).partition("\n")[0].rpartition(".cc:")[2].partition("] ")[2] or str(error)
+        raise Elsewhere(f"{_loss(peers, timeout)} ({why.partition('. ')[0]})", aloud=True) from error
+
+
+def _loss(peers: Sequence[Peer], timeout: float) -> str:
+    if not peers:
+        waited = f"not all processes found one another within timeout = {timeout:g} s"
+        return f"{waited}; see what each node says, and name the network in GLOO_SOCKET_IFNAME"
+    if lost := gone(peers):
+        return f"rank {rank()} lost {lost}; `resume` on all nodes goes on from the last checkpoint"
+    return f"rank {rank()} waited in vain, but no rank is gone: one hangs, or the network does; or raise timeout"
 
 
 def rank() -> int:
@@ -74,6 +147,8 @@ def device(name: str) -> torch.device:
     if number >= there:
         raise ValueError(f"device is {name!r}, but process {number} here finds {there} GPUs; start fewer, or pass cpu")
     torch.cuda.set_device(number)
+    # cuDNN's attention makes a plan for each new shape, in some 50 ms; shapes are new at every token of a response.
+    torch.backends.cuda.enable_cudnn_sdp(False)
     return torch.device("cuda", number)
 
 
@@ -112,8 +187,14 @@ def everywhere(do: Callable[[], Item]) -> Item:
     if error is not None and failed[0] == rank():
         raise error
     if failed:
-        raise Elsewhere(f"rank {failed[0]} failed: {said[failed[0]]}")
+        raise Elsewhere(f"rank {failed[0]} failed: {said[failed[0]]}", aloud=_is_first_here(failed[0]))
     return found
+
+
+def _is_first_here(failed: int) -> bool:
+    """Say whether this is the first rank of its node, and the failed one is on another."""
+    number, here = (int(os.environ.get(name, 0)) for name in ("LOCAL_RANK", "LOCAL_WORLD_SIZE"))
+    return number == 0 and not rank() <= failed < rank() + here
 
 
 def from_first(do: Callable[[], Item]) -> Item:

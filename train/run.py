@@ -20,7 +20,7 @@ from train.config import Config
 from train.engines.engine import Demands, Engine
 from train.engines.opening import open_engine
 from train.evaluate import Accuracy, evaluate, spread
-from train.job import Job, refuse_other_run
+from train.job import Job, refuse_other_run, refuse_unlike
 from train.model import build_model
 from train.policy_gradient import State, begin, follow_policy, sampling, train
 from train.preset import dump
@@ -74,6 +74,7 @@ def _run(job: Job, console: Console) -> Result:
         torch.set_num_threads(config.threads)
     warn = partial(console.print, highlight=False, soft_wrap=True)
     model = ranks.everywhere(lambda: build_model(config.model, derive(config.seed, "weights")))
+    refuse_unlike("weights", [torch.hash_tensor(x).view(torch.int64).item() for x in model.parameters()])
     state = begin(model, config)
     console.print(_described(state, job), soft_wrap=True)
     read = partial(load_snapshot, folder / "checkpoints", warn=warn)
