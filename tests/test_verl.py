@@ -2,6 +2,7 @@
 
 import os
 import re
+import signal
 import subprocess
 import sys
 import tomllib
@@ -124,6 +125,23 @@ def test_a_row_of_ones_own():
         integration.register(replace(RECIPES["rpg-urkl"], name="rpg-urkl-strong"))
 
 
+def test_a_second_penalty_is_refused():
+    with pytest.raises(
+        ValueError, match="use_kl_loss is True, and 'rpg-urkl' has a penalty of its own; set it to False"
+    ):
+        loss_of("rpg-urkl", *batch(), config=config(use_kl_loss=True))
+    loss_of("rpg-ref-dapo", *batch(), config=config(use_kl_loss=True))
+
+
+@pytest.mark.parametrize("name", ["rpg-ref-dr-grpo", "rpg-ref-rloo"])
+def test_the_norm_mode_divides_by_the_longest_response(name):
+    plain, norm = (
+        torch.autograd.grad(loss_of(name, logp, *rest, mode)[0], logp)[0]
+        for mode, (logp, *rest) in (("seq-mean-token-sum", batch()), ("seq-mean-token-sum-norm", batch()))
+    )
+    torch.testing.assert_close(norm, plain / 6)
+
+
 def test_padding_may_hold_anything():
     logp, old, A, mask = batch()
     (expected,) = torch.autograd.grad(loss_of("rpg-urkl", logp, old, A, mask)[0], logp)
@@ -137,7 +155,6 @@ def test_the_engines_weight_multiplies_the_whole_loss_of_a_sample():
     logp, old, A, mask = batch()
     weights = torch.rand((8, 6), dtype=torch.float64) * mask
     (found,) = torch.autograd.grad(loss_of("rpg-fkl", logp, old, A, mask, rollout_is_weights=weights)[0], logp)
-    # Without a penalty, and with its weight doubled.
     loss, alive, _ = RECIPES["rpg-fkl"].per_sample(logp, old, None, A, mask)
     (expected,) = torch.autograd.grad((loss * weights)[alive].sum() / alive.sum(), logp)
     torch.testing.assert_close(found, expected)
@@ -302,16 +319,18 @@ def test_two_machines_meet_and_the_command_is_verls(tmp_path):
     """The launch file on two of Ray's nodes, with Hydra's own end: the configuration printed in the place of a run."""
     port = str(20000 + os.getpid() % 10000)
     path = f"{Path(sys.executable).parent}:{os.environ['PATH']}"
-    environment = os.environ | {"PATH": path, "PORT": port, "RAY_AUTH_MODE": "disabled"}
+    environment = os.environ | {"PATH": path, "PORT": port, "LOOK": "1", "RAY_AUTH_MODE": "disabled"}
     launch = ["bash", str(ROOT / "rpg_ref/integrations/verl_rpg.sh"), "127.0.0.1", "2"]
-    second = subprocess.Popen([*launch, "1"], env=environment, cwd=tmp_path, stdout=subprocess.DEVNULL)
+    quiet = {"stdout": subprocess.DEVNULL, "stderr": subprocess.DEVNULL, "start_new_session": True}
+    second = subprocess.Popen([*launch, "1"], env=environment, cwd=tmp_path, **quiet)
     try:
         command = [*launch, "0", *PLACES, "--cfg", "job"]
         first = subprocess.run(command, env=environment, cwd=tmp_path, capture_output=True, text=True, timeout=120)
+        assert first.returncode == 0, first.stderr[-2000:]
+        assert second.wait(60) == 0  # it ends by itself once the head is gone
     finally:
-        second.terminate()
-        second.wait(30)
-    assert first.returncode == 0, first.stderr[-2000:]
+        if second.poll() is None:
+            os.killpg(second.pid, signal.SIGKILL)
     assert "loss_mode: rpg-reinforce-urkl-clip" in first.stdout and "  nnodes: 2\n" in first.stdout
 
 

@@ -5,6 +5,7 @@ Generation, vLLM, rewards, PEFT, FSDP, DeepSpeed, checkpoints and logging stay T
 
 import copy
 import inspect
+import math
 from typing import Any
 
 import torch
@@ -14,6 +15,7 @@ from trl import GRPOConfig, GRPOTrainer
 from rpg_ref.advantages import BASELINES, advantages
 from rpg_ref.aggregation import aggregate
 from rpg_ref.checks import Table
+from rpg_ref.numerics import widest
 from rpg_ref.ratios import LEVELS, WeightBound
 from rpg_ref.recipes import RECIPES, Recipe
 
@@ -68,13 +70,26 @@ class RPGTrainer(GRPOTrainer):
     ) -> None:
         self.recipe = RECIPES[recipe] if isinstance(recipe, str) else recipe
         args = copy.copy(GRPOConfig("rpg") if args is None else args)
-        _check(args, self.recipe)
+        _check(args, self.recipe, reference)
         # TRL builds a reference model where its beta is not zero, and asks it for every batch.
         args.beta = self.recipe.beta if REFERENCES[reference] else 0.0
         if REFERENCES[reference] and self.recipe.beta == 0:
             raise ValueError(f"the recipe {self.recipe.name!r} has beta 0 and needs no reference; leave it out")
         super().__init__(model, reward_funcs, args, *others, **named)
         self._window = range(0)
+
+    def train(self, *args: Any, **named: Any) -> Any:
+        """As TRL's; an update that an earlier call left unfinished is not gone on with."""
+        self._window = range(0)
+        return super().train(*args, **named)
+
+    def log(self, logs: dict[str, float], start_time: float | None = None) -> None:
+        """As TRL's, which would log the mean of the largest ratios."""
+        for values in self._metrics.values():
+            seen = [ratio for ratio in values.get("ratio_max", []) if not math.isnan(ratio)]
+            if seen:
+                values["ratio_max"] = [max(seen)]
+        super().log(logs, start_time)
 
     def _prepare_inputs(self, generation_batch: Inputs) -> Inputs:
         inputs: Inputs = super()._prepare_inputs(generation_batch)
@@ -147,16 +162,23 @@ class RPGTrainer(GRPOTrainer):
     def _log(self, means: dict[str, Tensor], alive: Tensor) -> None:
         """Log means over this process's samples as means over all processes' samples, and maxima as maxima."""
         names = sorted(means)
-        here = torch.stack([*(means[name].detach().double() for name in names), alive.sum().double()])
+        here = torch.stack([widest(x.detach()) for x in (*(means[name] for name in names), alive.sum())])
         each = self.accelerator.gather(here[None])
         values, sizes = each[:, :-1], each[:, -1:]
         maxima = torch.tensor([name.endswith("_max") for name in names], device=each.device)
-        whole = torch.where(maxima, values.amax(0), (values * sizes).sum(0) / sizes.sum().clamp(min=1))
+        largest = torch.where(sizes > 0, values, -torch.inf).amax(0)
+        whole = torch.where(maxima, largest, (values * sizes).sum(0) / sizes.sum())
+        # TRL averages over micro-batches, and leaves out what is NaN: one without a sample.
+        whole = torch.where(sizes.sum() > 0, whole, torch.nan)
         for name, value in zip(names, whole.tolist(), strict=True):
             self._metrics["train" if self.model.training else "eval"][name].append(value)
 
 
-def _check(args: GRPOConfig, recipe: Recipe) -> None:
+def _check(args: GRPOConfig, recipe: Recipe, reference: str) -> None:
+    if args.sync_ref_model and not REFERENCES[reference]:
+        raise ValueError(
+            f"sync_ref_model moves a reference model and reference is {reference!r}; pass reference='model'"
+        )
     for name in _DECIDED:
         value, default = getattr(args, name), GRPOConfig.__dataclass_fields__[name].default
         if value != default:
@@ -189,7 +211,9 @@ def _of_samples(ratio: Tensor, mask: Tensor, recipe: Recipe) -> Tensor:
     if ratio.shape != mask.shape:
         return ratio
     keep = mask != 0
-    return LEVELS[recipe.level].samples(torch.where(keep, ratio.log(), 0.0), keep).exp()
+    # The weight of a response is no geometric mean, whatever its recipe makes of π_θ/π_old.
+    level = LEVELS["sequence" if recipe.level == "geometric" else recipe.level]
+    return level.samples(torch.where(keep, ratio.log(), 0.0), keep).exp()
 
 
 def _advantages(rewards: Tensor, weights: Tensor, size: int, baseline: str) -> Tensor:

@@ -74,6 +74,8 @@ def register(recipe: Recipe) -> str:
         keep = response_mask != 0
         if recipe.level != "token":
             advantages = _of_responses("advantages", advantages, keep, name)
+        if recipe.beta > 0 and getattr(config, "use_kl_loss", False):
+            raise ValueError(f"use_kl_loss is True, and {name!r} has a penalty of its own; set it to False")
         loss, alive, metrics = recipe.per_sample(log_prob, old_log_prob, None, advantages, keep)
         if loss_agg_mode.removesuffix("-norm") != aggregation(recipe):
             raise ValueError(
@@ -83,7 +85,9 @@ def register(recipe: Recipe) -> str:
             if recipe.level != "token":
                 rollout_is_weights = _of_responses("rollout_is_weights", rollout_is_weights, keep, name)[:, None]
             loss = loss * rollout_is_weights
-        shared = {} if config is None else config.global_batch_info
+        shared = {} if config is None else dict(config.global_batch_info)
+        if loss_agg_mode.endswith("-norm") and shared.get("loss_scale_factor") is None:
+            shared["loss_scale_factor"] = keep.shape[1]  # verl's own default, also where a response is one sample
         total = agg_loss(loss_mat=loss, loss_mask=alive, loss_agg_mode=loss_agg_mode, **shared)
         return total.to(at_least_float32(log_prob).dtype), {f"actor/{key}": x.item() for key, x in metrics.items()}
 

@@ -3,22 +3,31 @@
 #
 #     verl_rpg.sh HEAD MACHINES NUMBER [verl's overrides]
 #     srun --ntasks-per-node 1 bash -c 'verl_rpg.sh $HEAD $SLURM_NNODES $SLURM_NODEID data.train_files=... data.val_files=...'
+#
+# At its end `ray stop` ends whatever there is of Ray on the machine: one run a machine.
 set -euo pipefail
 head=$1 machines=$2 number=$3
 shift 3
+export RAY_ADDRESS="$head:${PORT:-6379}"
+trap 'ray stop' EXIT
 
 if [ "$number" != 0 ]; then
-    until ray start --address "$head:${PORT:-6379}" --block; do sleep 2; done
+    tries=0
+    until ray start --address "$RAY_ADDRESS"; do
+        tries=$((tries + 1))
+        [ "$tries" -lt "${TRIES:-150}" ] || { echo "verl_rpg.sh: no Ray at $RAY_ADDRESS; start machine 0 there" >&2; exit 1; }
+        sleep 2
+    done
+    while ray health-check --address "$RAY_ADDRESS" --skip-version-check; do sleep "${LOOK:-10}"; done
     exit
 fi
 
 ray start --head --node-ip-address "$head" --port "${PORT:-6379}" --include-dashboard false
-trap 'ray stop' EXIT
 python - "$machines" <<'WAIT'
 import sys, time
 import ray
 
-ray.init("auto", log_to_driver=False)
+ray.init(log_to_driver=False)
 while sum(node["Alive"] for node in ray.nodes()) < int(sys.argv[1]):
     time.sleep(1)
 WAIT

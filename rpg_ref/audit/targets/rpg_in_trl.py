@@ -17,6 +17,8 @@ _CORRECTIONS = (
     ("rpg-urkl", "token_truncate"),
     ("rpg-urkl-prefix", "token_truncate"),
     ("rpg-urkl-prefix", "sequence_mask"),
+    ("gspo", "token_truncate"),
+    ("rloo", "token_truncate"),
 )
 
 
