@@ -18,7 +18,7 @@ _CORRECTIONS = (
     ("rpg-urkl-prefix", "token_truncate"),
     ("rpg-urkl-prefix", "sequence_mask"),
     ("gspo", "token_truncate"),
-    ("rloo", "token_truncate"),
+    ("pmd-mean", "token_truncate"),
 )
 
 
@@ -48,4 +48,6 @@ def _case(row: Recipe, **settings: Any) -> Case:
     on, off = row.on_policy, row.off_policy
     if settings.get("reference") == "old":
         on, off = anchored_at_old(on), anchored_at_old(off)
+    if "use_vllm" in settings:
+        off = on  # the sampler is an engine, and π_old is where π_θ stands
     return Case(option, (on, off), partial(step, "RPG", settings), row.measured_at, whole_model=True)
