@@ -10,7 +10,7 @@ PLAIN := -o addopts="-q --strict-markers --strict-config" -o filterwarnings=defa
 PRESETS := qwen3_4b_2k qwen3_4b_4k qwen3_4b_8k qwen25_7b_instruct_2k
 DIVIDE := 16
 
-.PHONY: train test coverage nightly mutants slow smollm2 bench bench-loss experiments verify audit check-audit check-trl check-verl ledger proofs lint types rehearse check-vllm clean
+.PHONY: docs docs-serve check-docs portrait train test coverage nightly mutants slow smollm2 bench bench-loss experiments verify audit check-audit check-trl check-verl ledger proofs lint types rehearse check-vllm clean
 
 train: $(READY)      ## train a small policy with the verified core (a minute or two on two cores); make train ARGS="--seed 1"
 	$(PY) -m train run train/presets/cpu_tiny.toml $(ARGS)
@@ -109,6 +109,18 @@ audit-%: .audit/%/.ready
 check-audit-%: .audit/%/.ready
 	.audit/$*/bin/rpg-ref audit $* --check docs/audit/$*.json
 
+docs: $(VENV)/.docs  ## the site, into site/: formulas and plots are drawn while it is built, nothing is fetched when it is read
+	NO_MKDOCS_2_WARNING=1 $(VENV)/bin/mkdocs build --quiet
+
+docs-serve: $(VENV)/.docs  ## the site at http://127.0.0.1:8000, built again when a page changes
+	NO_MKDOCS_2_WARNING=1 $(VENV)/bin/mkdocs serve
+
+check-docs: docs     ## every page in headless Chromium without a network, pictures for review into build/screenshots
+	$(PY) -m pytest tests/test_site.py -o addopts="-q --strict-markers --strict-config"
+
+portrait: $(READY)   ## the README's first picture, drawn from the oracle, into docs/assets
+	$(PY) -m docs.kit.portrait docs/assets/portrait.png
+
 lint: $(READY)
 	$(VENV)/bin/ruff check .
 	$(VENV)/bin/ruff format --check .
@@ -123,5 +135,9 @@ $(READY): pyproject.toml constraints.txt
 	$(PY) -m pip install $(QUIET) --constraint constraints.txt --editable '.[train,dev]'
 	touch $@
 
+$(VENV)/.docs: $(READY)
+	$(PY) -m pip install $(QUIET) --constraint constraints.txt --editable '.[train,dev,docs]'
+	touch $@
+
 clean:
-	rm -rf $(VENV) .audit .vllm rehearsals .mutants build *.egg-info .pytest_cache .hypothesis .mypy_cache .ruff_cache
+	rm -rf $(VENV) .audit .vllm rehearsals .mutants build site *.egg-info .pytest_cache .hypothesis .mypy_cache .ruff_cache
