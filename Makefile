@@ -110,7 +110,7 @@ check-audit-%: .audit/%/.ready
 	.audit/$*/bin/rpg-ref audit $* --check docs/audit/$*.json
 
 docs: $(VENV)/.docs  ## the site, into site/: formulas and plots are drawn while it is built, nothing is fetched when it is read
-	NO_MKDOCS_2_WARNING=1 $(VENV)/bin/mkdocs build --quiet
+	NO_MKDOCS_2_WARNING=1 $(VENV)/bin/mkdocs build
 
 docs-serve: $(VENV)/.docs  ## the site at http://127.0.0.1:8000, built again when a page changes
 	NO_MKDOCS_2_WARNING=1 $(VENV)/bin/mkdocs serve

@@ -259,8 +259,7 @@ def test_the_command_audits_a_target(capsys, monkeypatch):
 @pytest.mark.parametrize("target", [name for name in TARGETS if name not in ("rpg-ref", "rpg-paper")])
 def test_adapters_state_their_pins(target):
     adapter = importlib.import_module(f"rpg_ref.audit.targets.{TARGETS[target]}")
-    environment = {"liger": "trl", "rpg-in-trl": "trl", "rpg-in-verl": "verl"}.get(target, target)
-    files = (Path(adapter.__file__).with_name(f"{environment}{suffix}.txt") for suffix in ("", "-no-deps"))
+    files = (Path(adapter.__file__).with_name(f"{adapter.ENVIRONMENT}{suffix}.txt") for suffix in ("", "-no-deps"))
     pins = "".join(file.read_text() for file in files)
     assert f"{adapter.DISTRIBUTION}=={adapter.KNOWN}" in pins
     assert all("==" in line for line in pins.splitlines())

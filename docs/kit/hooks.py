@@ -20,6 +20,7 @@ ROOT = Path(__file__).parents[2]
 
 glyphs.math.color = "currentColor"
 glyphs.svg2 = False  # each stands by itself
+_LINE = re.compile(r'id="(__codelineno-[^"]*)"')
 _SIZE = 20
 _FORMULA = re.compile(r'<(span|div) class="arithmatex">(.*?)</\1>', re.DOTALL)
 _BOX = re.compile(r'width="([\d.]+)(?:px)?" height="([\d.]+)(?:px)?"')
@@ -49,7 +50,7 @@ def on_files(files: Files, config: Any) -> Files:
             raise PluginError(f"a page names {path}, which is not there")
         code = (ROOT / path).read_text()
         fence = "`" * max(3, 1 + max(map(len, re.findall(r"`+", code)), default=0))
-        listing = f'# {path}\n\n{fence}{_LANGUAGE[Path(path).suffix]} linenums="1"\n{code}\n{fence}\n'
+        listing = f'# {path}\n\n{fence} {{.{_LANGUAGE[Path(path).suffix]} #line linenums="1"}}\n{code}\n{fence}\n'
         files.append(File.generated(config, f"source/{path}.md", content=listing))
     return files
 
@@ -83,11 +84,12 @@ def _line(path: str, name: str | None) -> str | None:
 
 
 def _anchor(line: str | None) -> str:
-    return f"#__codelineno-0-{line}" if line else ""
+    return f"#__codelineno-line-{line}" if line else ""
 
 
 def on_page_content(content: str, page: Any, **_: Any) -> str:
-    """Draw every formula; stop where something that the page executes has raised."""
+    """Draw every formula; stop where something that the page executes has raised; count lines of code as anchors."""
+    page.present_anchor_ids |= set(_LINE.findall(content))
     if "Traceback (most recent call last)" in content and not page.file.src_uri.startswith("source/"):
         raise PluginError(f"what {page.file.src_uri} executes raised: {re.sub('<[^>]+>', '', content[-2000:])}")
     return _FORMULA.sub(lambda found: _drawn(found[2], block=found[1] == "div"), content)

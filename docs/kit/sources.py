@@ -30,11 +30,12 @@ def shown(name: str, *, docstring: bool = False) -> str:
     node = next((node for node in ast.parse(code).body if wanted in _names(node)), None)
     if node is None:
         raise ValueError(f"{module} has no {wanted!r} at its top level; name one that it has")
-    lines = code.splitlines()[node.lineno - 1 : node.end_lineno]
+    start = min([node.lineno, *(x.lineno for x in getattr(node, "decorator_list", []))])
+    lines = code.splitlines()[start - 1 : node.end_lineno]
     if not docstring and isinstance(node, ast.FunctionDef | ast.ClassDef) and ast.get_docstring(node) is not None:
         first = node.body[0]
         assert first.end_lineno is not None
-        del lines[first.lineno - node.lineno : first.end_lineno - node.lineno + 1]
+        del lines[first.lineno - start : first.end_lineno - start + 1]
     where = path.relative_to(ROOT)
     body = textwrap.dedent("\n".join(lines))
     return f"[`{where}`](../{where}#L{node.lineno})\n\n```python\n{body}\n```\n"

@@ -131,7 +131,7 @@ def cases_of(target: str, checkout: Path | None = None) -> tuple[str, list[Case]
     try:
         version = importlib.metadata.version(adapter.DISTRIBUTION)
     except importlib.metadata.PackageNotFoundError:
-        where = f"{adapter.__name__.replace('.', '/')}.txt"
+        where = f"rpg_ref/audit/targets/{adapter.ENVIRONMENT}.txt and {adapter.ENVIRONMENT}-no-deps.txt"
         raise Unavailable(
             f"{adapter.DISTRIBUTION} is not installed; this adapter knows {adapter.KNOWN}, with the packages in {where}"
         ) from None

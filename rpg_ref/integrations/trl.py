@@ -39,10 +39,14 @@ class RPGTrainer(GRPOTrainer):
     """TRL's GRPOTrainer, its baseline, loss and normaliser replaced by a recipe's.
 
     Args:
-        model, reward_funcs, args and all others: as ``GRPOTrainer`` takes them.
+        model: as ``GRPOTrainer`` takes it.
+        reward_funcs: likewise.
+        args: likewise; what the recipe decides is left at TRL's defaults.
+        others: everything else that ``GRPOTrainer`` takes, in its order.
         recipe: a name in RECIPES, or a Recipe; β is the recipe's: ``dataclasses.replace(RECIPES[name], beta=1e-3)``.
         reference: "old" for π_ref = π_old, the policy that drew the batch, and no second model; "model" for TRL's
             reference model: the policy as it was at the start (PEFT's base), or what ``sync_ref_model`` makes of it.
+        named: likewise, by name.
 
     Raises:
         ValueError: an unknown name; ``args`` sets what the recipe decides; a reference model is asked for by a recipe
@@ -68,6 +72,8 @@ class RPGTrainer(GRPOTrainer):
         reference: str = "old",
         **named: Any,
     ) -> None:
+        if not isinstance(recipe, str | Recipe):
+            raise ValueError(f"recipe is {recipe!r}; pass a name in RECIPES or a Recipe")
         self.recipe = RECIPES[recipe] if isinstance(recipe, str) else recipe
         args = copy.copy(GRPOConfig("rpg") if args is None else args)
         _check(args, self.recipe, reference)

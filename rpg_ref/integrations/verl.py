@@ -12,6 +12,7 @@ from torch import Tensor
 from verl.trainer.ppo.core_algos import POLICY_LOSS_REGISTRY, agg_loss, register_policy_loss
 
 from rpg_ref.numerics import at_least_float32
+from rpg_ref.ratios import WeightBound
 from rpg_ref.recipes import RECIPES, Recipe
 
 
@@ -53,13 +54,15 @@ def register(recipe: Recipe) -> str:
         Its name in verl.
 
     Raises:
-        ValueError: verl has a policy loss of that name.
+        ValueError: verl has a policy loss of that name; the recipe bounds the sampler's weight, which verl does.
 
     Source: verl 0.9.1, ``trainer/ppo/core_algos.py``.
     """
     name = loss_mode(recipe)
     if name in POLICY_LOSS_REGISTRY:
         raise ValueError(f"verl has a policy loss {name!r} already; give the recipe another name")
+    if recipe.sampler != WeightBound():
+        raise ValueError(f"{name!r} bounds the sampler's weight by {recipe.sampler}; here rollout_correction does")
 
     @register_policy_loss(name)
     def policy_loss(

@@ -6,6 +6,7 @@
 #
 # At its end `ray stop` ends whatever there is of Ray on the machine: one run a machine.
 set -euo pipefail
+[ $# -ge 3 ] || { echo "usage: verl_rpg.sh HEAD MACHINES NUMBER [verl's overrides]" >&2; exit 2; }
 head=$1 machines=$2 number=$3
 shift 3
 export RAY_ADDRESS="$head:${PORT:-6379}"

@@ -1,7 +1,8 @@
 """Adapters to installed libraries: each drives the library's own code, one case per way of calling it.
 
 An adapter is a module with ``DISTRIBUTION`` (its name on the package index, or None), ``KNOWN`` (the version it was
-written for) and ``cases()``, or ``cases(checkout)``.
+written for), ``ENVIRONMENT`` (the name of the files here that pin what it needs) and ``cases()``, or
+``cases(checkout)``.
 """
 
 from collections.abc import Callable

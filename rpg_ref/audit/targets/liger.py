@@ -12,6 +12,7 @@ from rpg_ref.audit.targets import Case
 
 DISTRIBUTION = "liger-kernel"
 KNOWN = "0.8.5"
+ENVIRONMENT = "trl"
 
 Settings = dict[str, Any]
 

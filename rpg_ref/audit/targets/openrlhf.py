@@ -15,6 +15,7 @@ from rpg_ref.audit.targets.stand_ins import stand_ins
 
 DISTRIBUTION = "openrlhf"
 KNOWN = "0.11.2"
+ENVIRONMENT = "openrlhf"
 
 _COEFFICIENT = 0.01  # algo.kl.init_coef in cli/train_ppo_ray.py
 _TOKENS = 3.0  # per response; any constant, as _subject says

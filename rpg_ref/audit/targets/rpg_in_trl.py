@@ -11,6 +11,7 @@ from rpg_ref.recipes import RECIPES, Recipe
 
 DISTRIBUTION = "trl"
 KNOWN = "1.16.0"
+ENVIRONMENT = "trl"
 
 # A weight of the whole response is for objectives of responses.
 _CORRECTIONS = (

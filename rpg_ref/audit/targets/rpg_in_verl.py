@@ -11,6 +11,7 @@ from rpg_ref.recipes import RECIPES, Recipe
 
 DISTRIBUTION = "verl"
 KNOWN = "0.9.1"
+ENVIRONMENT = "verl"
 
 _MODULE = "rpg_ref.integrations.verl"
 # The sampler is an engine, and π_old is where π_θ stands: a KL to π_old has no gradient there, if its weight is right.

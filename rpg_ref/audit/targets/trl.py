@@ -20,6 +20,7 @@ from rpg_ref.audit.targets import Case
 
 DISTRIBUTION = "trl"
 KNOWN = "1.16.0"
+ENVIRONMENT = "trl"
 
 Settings = dict[str, Any]
 

@@ -11,6 +11,7 @@ from rpg_ref.audit.targets import Case
 
 DISTRIBUTION = "verl"
 KNOWN = "0.9.1"
+ENVIRONMENT = "verl"
 
 _COEFFICIENT = 0.001  # kl_loss_coef and kl_ctrl.kl_coef in verl's actor.yaml and ppo_trainer.yaml
 _TOKENS = 3.0  # per response; any constant, as subject says
