@@ -21,7 +21,7 @@ from transformers import PreTrainedTokenizerFast, Qwen3Config, Qwen3ForCausalLM
 from verl.trainer.ppo.core_algos import POLICY_LOSS_REGISTRY, get_policy_loss_fn
 from verl.workers.config import ActorConfig, PolicyLossConfig
 
-from rpg_ref import RECIPES, count
+from rpg_ref import RECIPES, WeightBound, count
 from rpg_ref.integrations import verl as integration
 
 pytestmark = pytest.mark.filterwarnings("default")
@@ -123,6 +123,28 @@ def test_a_row_of_ones_own():
     assert abs(float((weak - strong).detach())) > 1e-3
     with pytest.raises(ValueError, match="verl has a policy loss 'rpg-urkl-strong' already; give"):
         integration.register(replace(RECIPES["rpg-urkl"], name="rpg-urkl-strong"))
+
+
+def test_a_bound_of_the_recipes_own_is_refused():
+    with pytest.raises(ValueError, match="'rpg-bounded' bounds the sampler's weight by WeightBound"):
+        integration.register(replace(RECIPES["rpg-urkl"], name="rpg-bounded", sampler=WeightBound(high=2.0)))
+
+
+def test_tokens_of_prefixes_are_tokens():
+    assert integration.aggregation(RECIPES["rpg-urkl-prefix"]) == "token-mean"
+    assert integration.aggregation(RECIPES["rloo"]) == integration.aggregation(RECIPES["gspo"]) == "seq-mean-token-sum"
+
+
+def test_a_response_without_tokens_adds_nothing():
+    logp, old, A, mask = batch()
+    for name, mode in (("rpg-ref-rloo", "seq-mean-token-sum"), ("rpg-urkl-prefix", "token-mean")):
+        gradients = []
+        for rows in (torch.arange(8), torch.arange(7)):
+            kept = mask & (torch.arange(8) < 7)[:, None]
+            loss, _ = loss_of(name, logp[rows], old[rows], A[rows], kept[rows], mode)
+            gradients.append(torch.autograd.grad(loss, logp)[0])
+        assert gradients[0].isfinite().all()
+        torch.testing.assert_close(*gradients)
 
 
 def test_a_second_penalty_is_refused():
