@@ -277,7 +277,11 @@ def test_no_worker_outlives_the_trainer_however_it_ends(tmp_path, stop, seconds)
     here = Path(__file__).parent
     env = os.environ | {"PYTHONPATH": f"{here}{os.pathsep}{here.parent}"}
     pipes = {"stdout": subprocess.PIPE, "stderr": subprocess.PIPE}
-    with subprocess.Popen([sys.executable, path], env=env, **pipes) as trainer:
+    # Started in the background of a script, this process ignores Ctrl-C, and so would its own.
+    before = signal.signal(signal.SIGINT, signal.default_int_handler)
+    trainer = subprocess.Popen([sys.executable, path], env=env, **pipes)
+    signal.signal(signal.SIGINT, before)
+    with trainer:
         workers = [int(pid) for pid in trainer.stdout.readline().split()]
         assert len(workers) == 2 and all(map(runs, workers))
         if stop == signal.SIGINT:  # Ctrl-C goes to the workers as well; they leave it to the trainer
