@@ -23,9 +23,24 @@ LINE = re.compile(r"^(\w+) +proved; (\d+) near misses refuted", re.MULTILINE)
 CERTIFICATE, ON_FILE = LINE.findall(README), LINE.findall((ROOT / "docs/certificate.txt").read_text())
 
 
+NUMBER = re.compile(r"[−-]?\d+\.\d+(?:e[+-]\d+)?")
+
+
+def numbers(text):
+    """Each number with a decimal point, and one unit of its last digit."""
+    found = [number.replace("−", "-") for number in NUMBER.findall(text)]
+    parts = [number.lstrip("-").partition("e") for number in found]
+    units = [10.0 ** (int(exponent or 0) - len(mantissa.partition(".")[2])) for mantissa, _, exponent in parts]
+    return list(zip(map(float, found), units, strict=True))
+
+
 @pytest.mark.parametrize("code", SNIPPETS)
 def test_snippet(code, capsys):
+    """It runs, and prints every number that its comments say."""
     exec(compile(code, "snippet", "exec"), {})
+    printed = [number for number, _ in numbers(capsys.readouterr().out)]
+    for said, unit in numbers("\n".join(re.findall(r"#\s(.*)$", code, re.MULTILINE))):
+        assert any(abs(said - number) <= 0.51 * unit for number in printed), f"{said} is not printed"
 
 
 def test_the_certificates_totals():
@@ -62,3 +77,26 @@ def test_links_and_named_files_exist(page):
     named = re.findall(r"`((?:rpg_ref|proofs|tests|train)/[\w/]+\.\w+)`", text)
     assert all((page.parent / target).exists() for target in local)
     assert all((ROOT / path).exists() for path in named)
+
+
+SHOWN = [
+    pytest.param(code, output, id=f"{page.name}-{number}")
+    for page in PAGES
+    if page.name not in ELSEWHERE
+    for number, (code, output) in enumerate(
+        re.findall(r"```python\n((?:(?!```).)*?)```\n\n((?:    \S[^\n]*\n)+)", page.read_text(), re.DOTALL)
+    )
+]
+
+
+@pytest.mark.parametrize(("code", "output"), SHOWN)
+def test_what_a_page_shows_below_a_snippet_is_printed(code, output, capsys):
+    """Line by line, but for residuals, which are rounding, and lines left out by an ellipsis."""
+
+    def plain(text):
+        return re.sub(r"residual \S+|≤ [\d.]+", "", " ".join(text.split()))
+
+    exec(compile(code, "snippet", "exec"), {})
+    printed = plain(capsys.readouterr().out)
+    lines = [line for line in output.splitlines() if line.strip() != "…"]
+    assert lines and all(plain(line) in printed for line in lines), printed
