@@ -45,9 +45,9 @@ def on_files(files: Files, config: Any) -> Files:
             named |= {found[1] for found in pattern.finditer(page.content_string)}
     # What functions are shown from while pages are executed is known only then.
     named |= {str(path.relative_to(ROOT)) for path in ROOT.glob("rpg_ref/**/*.py")}
+    if missing := sorted(path for path in named if not (ROOT / path).is_file()):
+        raise PluginError(f"a page names {missing[0]}, which is not there")
     for path in sorted(named):
-        if not (ROOT / path).is_file():
-            raise PluginError(f"a page names {path}, which is not there")
         code = (ROOT / path).read_text()
         fence = "`" * max(3, 1 + max(map(len, re.findall(r"`+", code)), default=0))
         listing = f'# {path}\n\n{fence} {{.{_LANGUAGE[Path(path).suffix]} #line linenums="1"}}\n{code}\n{fence}\n'
@@ -77,9 +77,11 @@ def on_page_markdown(markdown: str, page: Any, **_: Any) -> str:
 def _line(path: str, name: str | None) -> str | None:
     if name is None:
         return None
+    from docs.kit.sources import names_of  # once on_startup has made it importable
+
     for node in ast.walk(ast.parse((ROOT / path).read_text())):
-        if name in (getattr(node, "name", None), *(getattr(x, "id", None) for x in getattr(node, "targets", ()))):
-            return str(node.lineno)  # type: ignore[attr-defined]
+        if isinstance(node, ast.stmt) and name in names_of(node):
+            return str(node.lineno)
     raise PluginError(f"a page names {path}::{name}, which is not there")
 
 

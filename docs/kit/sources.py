@@ -27,7 +27,7 @@ def shown(name: str, *, docstring: bool = False) -> str:
     module, _, wanted = name.rpartition(".")
     path = Path(inspect.getfile(importlib.import_module(module)))
     code = path.read_text()
-    node = next((node for node in ast.parse(code).body if wanted in _names(node)), None)
+    node = next((node for node in ast.parse(code).body if wanted in names_of(node)), None)
     if node is None:
         raise ValueError(f"{module} has no {wanted!r} at its top level; name one that it has")
     start = min([node.lineno, *(x.lineno for x in getattr(node, "decorator_list", []))])
@@ -41,7 +41,17 @@ def shown(name: str, *, docstring: bool = False) -> str:
     return f"[`{where}`](../{where}#L{node.lineno})\n\n```python\n{body}\n```\n"
 
 
-def _names(node: ast.stmt) -> list[str]:
+def names_of(node: ast.stmt) -> list[str]:
+    """Return the names that a statement gives to a function, a class or a value.
+
+    Args:
+        node: the statement.
+
+    Returns:
+        None, one, or several.
+
+    Source: ours.
+    """
     if isinstance(node, ast.FunctionDef | ast.ClassDef):
         return [node.name]
     targets = [node.target] if isinstance(node, ast.AnnAssign) else getattr(node, "targets", [])
