@@ -9,10 +9,12 @@ import sys
 from pathlib import Path
 from types import ModuleType
 
+import matplotlib
 import pytest
 import torch
 
 from rpg_ref import RECIPES, Objective, k3
+from rpg_ref.audit.picture import draw
 from rpg_ref.audit.run import Row, Unavailable, audit, cases_of, function_at, is_step, same_objective
 from rpg_ref.audit.table import changes, describe, markdown_table, record, text_table, write
 from rpg_ref.audit.targets import TARGETS, Case
@@ -51,15 +53,19 @@ def test_a_row_says_what_is_as_documented(audited):
     )
 
 
-def test_what_vanishes_on_policy_need_not_be_found_there():
-    """A KL against the sampler has no gradient on-policy: documented, it is not missed there."""
+def test_what_vanishes_on_policy_need_not_be_found_there(tmp_path):
+    """A KL against the sampler has no gradient on-policy: it is not missed there, and the picture says so."""
     drift = Objective({"reward": 1.0, "forward_kl_old": 0.1})
 
     def loss(p, q, r, A, mask):
         w = (p - q).exp()
         return torch.where(mask, 0.1 * k3(p - q) - w * A[:, None], 0.0).sum() / mask.sum()
 
-    assert audit(Case("drift", (drift, drift), loss)).as_documented == (True, True)
+    row = audit(Case("drift", (drift, drift), loss))
+    assert row.as_documented == (True, True)
+    with matplotlib.rc_context({"svg.fonttype": "none"}):
+        draw("lib 1.0", [row], tmp_path / "lib.svg")
+    assert (tmp_path / "lib.svg").read_text().count(">no gradient here: π is π_old<") == 1
 
 
 def test_the_tables(audited):
@@ -91,6 +97,10 @@ def test_json_and_what_changed(audited):
     single = json.loads(json.dumps(table))
     single["cases"][0]["found"]["on_policy"]["objective"]["reverse_kl"] *= 1 + 1e-6
     assert changes(table, single) == []
+    restated = json.loads(json.dumps(table))
+    restated["cases"][0]["documented"]["on_policy"] = None
+    (said,) = changes(table, restated)
+    assert said.startswith("corrected, on-policy: ") and said.endswith(" is published as documented, now none")
 
 
 def test_a_cell_says_what_is_neither(audited):

@@ -138,7 +138,7 @@ def _finding(finding: Finding) -> dict[str, Any]:
 
 
 def changes(published: dict[str, Any], found: dict[str, Any]) -> list[str]:
-    """Return where a published table and a new one differ in an objective.
+    """Return where a published table and a new one differ in an objective, found or documented.
 
     Args:
         published: an earlier ``record``.
@@ -149,16 +149,18 @@ def changes(published: dict[str, Any], found: dict[str, Any]) -> list[str]:
 
     Source: ours.
     """
-    before, after = ({case["option"]: case["found"] for case in table["cases"]} for table in (published, found))
+    before, after = ({case["option"]: case for case in table["cases"]} for table in (published, found))
     lines = [f"{option} is not published" for option in after.keys() - before.keys()]
     lines += [f"{option} is gone" for option in before.keys() - after.keys()]
     for option in before.keys() & after.keys():
-        for regime in before[option]:
-            old, new = (_objective(table[option][regime]) for table in (before, after))
+        for regime in before[option]["found"]:
+            where = f"{option}, {regime.replace('_', '-')}"
+            old, new = (_objective(table[option]["found"][regime]) for table in (before, after))
             if not same_objective(old, new):
-                lines.append(
-                    f"{option}, {regime.replace('_', '-')}: {old or 'none'} is published, {new or 'none'} found"
-                )
+                lines.append(f"{where}: {old or 'none'} is published, {new or 'none'} found")
+            old, new = (table[option]["documented"][regime] for table in (before, after))
+            if not same_objective(old and Objective(old), new and Objective(new)):
+                lines.append(f"{where}: {old or 'none'} is published as documented, now {new or 'none'}")
     return sorted(lines)
 
 
