@@ -5,14 +5,14 @@ Data flows one way: logits → token log-probs → ratios → divergence → wei
 
 from rpg_ref.advantages import BASELINES, advantages
 from rpg_ref.aggregation import AGGREGATIONS, aggregate, count
-from rpg_ref.audit.objective import Objective
 from rpg_ref.checks import UnknownName, check_batch
 from rpg_ref.clipping import DualClip, bounded_loss, clipped_loss, clipped_loss_as_printed
+from rpg_ref.cpgd_pmd import cpgd_loss, pmd_mean_loss
 from rpg_ref.divergences import DIVERGENCES, Divergence
 from rpg_ref.estimators import k1, k2, k3
 from rpg_ref.fused import FusedOutput, fused_logprobs, fused_loss
-from rpg_ref.log_ratio import cpgd_loss, pmd_mean_loss
 from rpg_ref.logprobs import token_entropy, token_logprobs
+from rpg_ref.objective import Objective
 from rpg_ref.ppo import grpo_corrected_loss, grpo_loss, k2_loss, kl_in_reward_loss, ppo_loss
 from rpg_ref.prefix import per_decision_loss
 from rpg_ref.ratios import BOUNDS, LEVELS, WeightBound, bounded_log_weight, log_ratios

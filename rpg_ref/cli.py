@@ -10,15 +10,15 @@ from typing import Any, NoReturn
 
 from rpg_ref.audit.identify import identify
 from rpg_ref.audit.model import identify_model
-from rpg_ref.audit.objective import Objective
 from rpg_ref.audit.run import Row as Audited
 from rpg_ref.audit.run import Unavailable, audit, cases_of, function_at, is_step
 from rpg_ref.audit.table import changes, record, text_table, write
 from rpg_ref.audit.targets import TARGETS, Case
+from rpg_ref.audit.verify import Row, check_device, describe, verify
 from rpg_ref.checks import check_number
 from rpg_ref.ledger import LEDGER, Claim, explain
+from rpg_ref.objective import Objective
 from rpg_ref.recipes import RECIPES
-from rpg_ref.verify import Row, check_device, describe, verify
 
 HEADER = ("recipe", "declared", "found", "gradient error", "in float32", "in bfloat16", "")
 

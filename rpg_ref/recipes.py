@@ -13,13 +13,13 @@ from torch import Tensor
 
 from rpg_ref.advantages import BASELINES
 from rpg_ref.aggregation import AGGREGATIONS, aggregate, count
-from rpg_ref.audit.objective import Objective
 from rpg_ref.checks import Table, check_log_probs, check_mask, check_number, check_tensor
 from rpg_ref.clipping import DualClip, bounded_loss, clipped_loss, clipped_loss_as_printed, region
+from rpg_ref.cpgd_pmd import cpgd_loss, pmd_mean_loss
 from rpg_ref.divergences import DIVERGENCES
 from rpg_ref.estimators import k3
-from rpg_ref.log_ratio import cpgd_loss, pmd_mean_loss
 from rpg_ref.numerics import at_least_float32, widest
+from rpg_ref.objective import Objective
 from rpg_ref.ppo import grpo_corrected_loss, grpo_loss, k2_loss, kl_in_reward_loss
 from rpg_ref.prefix import per_decision_loss
 from rpg_ref.ratios import LEVELS, Level, WeightBound, bounded_log_weight, log_ratios

@@ -146,10 +146,10 @@ HAND = [
     ("audit/run.py", "or self.report.faults:", "or False:"),
     ("audit/run.py", "return a is b", "return True"),
     ("audit/table.py", "if not same_objective(old, new):", "if False:"),
-    ("verify.py", "all(_agrees(*regime) for regime in regimes) and worst", "worst"),
-    ("verify.py", "and worst < FIT and", "and"),
-    ("verify.py", "return _largest(errors)", "return max(errors)"),
-    ("verify.py", "torch.tensor([0.0, *errors], dtype=torch.float64).max()", "max([0.0, *errors])"),
+    ("audit/verify.py", "all(_agrees(*regime) for regime in regimes) and worst", "worst"),
+    ("audit/verify.py", "and worst < FIT and", "and"),
+    ("audit/verify.py", "return _largest(errors)", "return max(errors)"),
+    ("audit/verify.py", "torch.tensor([0.0, *errors], dtype=torch.float64).max()", "max([0.0, *errors])"),
     # the rows of the tables, one by one
     ("divergences.py", '"fkl",      "reference", lambda d: -d,', '"fkl",      "reference", lambda d: d,'),
     ("divergences.py", "lambda d: -torch.ones_like(d)", "lambda d: torch.ones_like(d)"),
@@ -216,8 +216,8 @@ HAND = [
     ("checks.py", "_LARGEST_LOG_RATIO = 350.0", "_LARGEST_LOG_RATIO = 700.0"),
     ("checks.py", "super().__init__(rows)", "super().__init__()"),
     ("checks.py", "self.what = what", 'self.what = "row"'),
-    ("audit/objective.py", 'GAINS = ("reward", "entropy")', 'GAINS = ("reward",)'),
-    ("audit/objective.py", 'level: str = "token"', 'level: str = "sequence"'),
+    ("objective.py", 'GAINS = ("reward", "entropy")', 'GAINS = ("reward",)'),
+    ("objective.py", 'level: str = "token"', 'level: str = "sequence"'),
     # whole losses
     ("prefix.py", '{"current": log_w, "reference": log_u}', '{"current": log_w.detach(), "reference": log_u}'),
     ("prefix.py", '{"current": log_w, "reference": log_u}', '{"current": log_u, "reference": log_w}'),
@@ -229,8 +229,8 @@ HAND = [
     ("ppo.py", "(log_v - log_w).detach().flip(-1).cumsum(-1).flip(-1)", "(log_v - log_w).flip(-1).cumsum(-1).flip(-1)"),
     ("ppo.py", "(log_v - log_w).detach().flip(-1).cumsum(-1).flip(-1)", "(log_v - log_w).detach().cumsum(-1)"),
     ("ppo.py", "(log_v - log_w).detach().flip(-1)", "log_v.detach().flip(-1)"),
-    ("log_ratio.py", "clamped_w.log()", "clamped_w"),
-    ("log_ratio.py", '0.0, "ufkl", beta', '0.0, "urkl", beta'),
+    ("cpgd_pmd.py", "clamped_w.log()", "clamped_w"),
+    ("cpgd_pmd.py", '0.0, "ufkl", beta', '0.0, "urkl", beta'),
 ]
 # fmt: on
 
@@ -243,14 +243,14 @@ TESTS_OF = {
     "prefix.py": ["gradient_equivalence"],
     "clipping.py": ["clipping", "recipes"],
     "ppo.py": ["verify"],
-    "log_ratio.py": ["verify"],
+    "cpgd_pmd.py": ["verify"],
     "aggregation.py": ["recipes"],
     "reference.py": ["reference"],
     "advantages.py": ["advantages"],
     "logprobs.py": ["logprobs"],
     "recipes.py": ["recipes"],
     "checks.py": ["bad_input"],
-    "audit/objective.py": ["recipes", "verify"],
+    "objective.py": ["recipes", "verify"],
     "audit/oracle.py": ["gradient_equivalence"],
     "audit/identify.py": ["identify", "identify_model", "verify"],
     "audit/population.py": ["identify"],
@@ -262,7 +262,7 @@ TESTS_OF = {
     "audit/model.py": ["identify_model"],
     "audit/run.py": ["audit"],
     "audit/table.py": ["audit"],
-    "verify.py": ["verify"],
+    "audit/verify.py": ["verify"],
 }
 EVERY = ["bad_input", "advantages", "recipes", "clipping", "reference", "verify", "errata", "gradient_equivalence"]
 EVERY += [
@@ -297,7 +297,7 @@ EQUIVALENT = {
     ("clipping.x_clipped_ratio", "return torch.where(live, torch.where(live, log_w, 1.0).exp(), clamped_w)"): DEAD,
     ("advantages.x__standardised", "return (r - g.mean) / torch.where(g.std > 0, g.std, 2.0)"): "0/1 = 0/2",
     (
-        "audit.objective.xǁObjectiveǁ__str__",
+        "objective.xǁObjectiveǁ__str__",
         'sign = "+" if (c >= 0) == (name in GAINS) else "−"',
     ): "zero was skipped before",
 }

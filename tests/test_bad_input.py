@@ -32,8 +32,8 @@ from rpg_ref import (
     token_logprobs,
     weight,
 )
+from rpg_ref.audit.verify import verify
 from rpg_ref.cli import main
-from rpg_ref.verify import verify
 
 
 @pytest.fixture(autouse=True)

@@ -35,8 +35,8 @@ from rpg_ref import (
     token_logprobs,
     weight,
 )
-from rpg_ref.audit import oracle
-from rpg_ref.audit.objective import Objective
+from rpg_ref.audit import oracle, statements
+from rpg_ref.objective import Objective
 
 # Below this float64 has no full precision.
 SUBNORMAL = 1e-300
@@ -242,8 +242,8 @@ def test_clipped_loss_moves_live_samples_by_their_weight_and_no_others(tree: Tre
     g = gradient_of(probability * torch.where(mask, loss, 0.0), leaf)
     current = logps.current.detach()
     samples = oracle.Policies(current, logps.old, logps.ref)
-    exact_weight = (current - logps.old).exp() * advantage - beta * oracle.penalty_slope(name, samples)
-    live = oracle.live_samples(exact_weight, current, logps.old, (clip.low, clip.high, clip.dual))
+    exact_weight = (current - logps.old).exp() * advantage - beta * statements.penalty_slope(name, samples)
+    live = statements.live_samples(exact_weight, current, logps.old, (clip.low, clip.high, clip.dual))
     logp = oracle.token_logp(enumeration, leaf.log_softmax(-1))
     expected = gradient_of(probability * torch.where(mask & live, exact_weight * logp, 0.0), leaf)
     assert_ascends(g, expected)

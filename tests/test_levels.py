@@ -11,7 +11,7 @@ from torch.testing import assert_close
 
 from rpg_ref import RECIPES, differentiable_loss, per_decision_loss
 from rpg_ref.audit import oracle
-from rpg_ref.audit.objective import Objective
+from rpg_ref.objective import Objective
 
 EQUAL, UNEVEN = (3, 3, None), (3, 3, 1)
 

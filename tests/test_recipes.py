@@ -27,7 +27,7 @@ from rpg_ref import (
     differentiable_loss,
     k3,
 )
-from rpg_ref.audit.objective import Objective
+from rpg_ref.objective import Objective
 
 NAMES = list(RECIPES)
 PENALTY_NAMES = ["fkl", "ufkl", "rkl", "urkl"]

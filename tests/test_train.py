@@ -13,7 +13,7 @@ from transformers import AutoModelForCausalLM, AutoTokenizer
 import train.job
 import train.run
 from rpg_ref import RECIPES
-from rpg_ref.verify import verify
+from rpg_ref.audit.verify import verify
 from train import rollout as rollout_module
 from train.answering.checker import Checker
 from train.batch import pack, response_logprobs

@@ -9,10 +9,10 @@ import sys
 import pytest
 import torch
 
+import rpg_ref.audit.verify as verify_module
 import rpg_ref.fused
 import rpg_ref.ratios
 import rpg_ref.recipes
-import rpg_ref.verify as verify_module
 from rpg_ref import (
     RECIPES,
     DualClip,
@@ -23,8 +23,8 @@ from rpg_ref import (
     grpo_loss,
     reinforce_loss,
 )
+from rpg_ref.audit.verify import verify
 from rpg_ref.cli import main
-from rpg_ref.verify import verify
 
 REVERSE = {"reverse_kl": 1.0}
 URKL, CLIPPED, GRPO = RECIPES["rpg-urkl"], RECIPES["rpg-reinforce-urkl-clip"], RECIPES["grpo"]

@@ -13,7 +13,7 @@ import msgspec
 from transformers import PreTrainedTokenizerBase
 
 from rpg_ref import BASELINES, RECIPES, Recipe, WeightBound
-from rpg_ref.verify import verify
+from rpg_ref.audit.verify import verify
 from train import ranks
 from train.answering.checker import Checker
 from train.config import Config, EngineConfig

@@ -3,8 +3,8 @@
 from rpg_ref.audit.assertion import assert_gradient
 from rpg_ref.audit.identify import Finding, Report, identify
 from rpg_ref.audit.model import identify_model
-from rpg_ref.audit.objective import TERMS, Objective
 from rpg_ref.audit.prefix_lm import ModelBatch, PrefixTreeLM
+from rpg_ref.objective import TERMS, Objective
 
 __all__ = [
     "TERMS",

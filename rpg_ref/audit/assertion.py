@@ -4,9 +4,9 @@ import math
 from collections.abc import Iterator, Sequence
 
 from rpg_ref.audit.identify import Finding, Report, identify
-from rpg_ref.audit.objective import TERMS, Objective
 from rpg_ref.audit.population import Loss
 from rpg_ref.checks import Table, check_number
+from rpg_ref.objective import TERMS, Objective
 
 _REGIMES = Table("regime", {"on_policy": "on-policy", "off_policy": "off-policy"})
 _GROUPS = range(2, 65)

@@ -11,10 +11,10 @@ from jaxtyping import Float
 from torch import Tensor
 
 from rpg_ref.audit.forms import PENALTIES, REWARDS
-from rpg_ref.audit.objective import TERMS, Objective
 from rpg_ref.audit.oracle import Policies, flat_gradient, gradient, token_logp
 from rpg_ref.audit.population import Loss, Population, as_loss, population, scalar_of
 from rpg_ref.audit.probes import probe
+from rpg_ref.objective import TERMS, Objective
 
 FIT = 1e-8
 """Largest residual of a fit."""

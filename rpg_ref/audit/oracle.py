@@ -13,7 +13,7 @@ import torch
 from jaxtyping import Bool, Float, Int
 from torch import Tensor, nn
 
-from rpg_ref.audit.objective import GAINS, Objective
+from rpg_ref.objective import GAINS, Objective
 
 
 @dataclass(frozen=True)
@@ -260,104 +260,3 @@ def flat_gradient(scalar: Float[Tensor, ""], parameters: list[Tensor]) -> Float[
         return torch.cat([torch.zeros(p.numel(), dtype=torch.float64) for p in parameters])
     parts = torch.autograd.grad(scalar, parameters, retain_graph=True, allow_unused=True, materialize_grads=True)
     return torch.cat([part.double().cpu().flatten() for part in parts])
-
-
-def integrand(name: str, log_p: Float[Tensor, "*shape"], log_r: Float[Tensor, "*shape"]) -> Float[Tensor, "*shape"]:
-    """Return what single samples add to D.
-
-    Args:
-        name: the divergence, a key of DEFINITIONS.
-        log_p: log π_θ of the samples, any shape.
-        log_r: log π_ref, same shape.
-
-    Returns:
-        Same shape.
-
-    Source: the definition, over one outcome.
-    """
-    return DEFINITIONS[name](log_p.unsqueeze(-1), log_r.unsqueeze(-1))
-
-
-def penalty_slope(name: str, policies: Policies) -> Float[Tensor, "*shape"]:
-    """Return (∂d/∂log π_θ)/π_old of single samples, d the integrand of D: what β multiplies in the weight.
-
-    Args:
-        name: the divergence, a key of DEFINITIONS.
-        policies: log-probabilities of the samples, any shape.
-
-    Returns:
-        Same shape.
-
-    Source: the integrand of each definition, differentiated automatically.
-    """
-    leaf = policies.current.detach().requires_grad_()
-    (derivative,) = torch.autograd.grad(integrand(name, leaf, policies.ref).sum(), leaf)
-    return derivative * (-policies.old).exp()
-
-
-def unweighted_slope(name: str, policies: Policies) -> Float[Tensor, "*shape"]:
-    """Return ∂(d/π_θ)/∂log π_θ of single samples: the slope of D's estimate at samples of π_θ, without a weight.
-
-    Args:
-        name: the divergence, a key of DEFINITIONS; for urkl the estimate is k3(π_ref/π_θ).
-        policies: log-probabilities of the samples, any shape.
-
-    Returns:
-        Same shape.
-
-    Source: paper §2.2 (GRPO's penalty).
-    """
-    leaf = policies.current.detach().requires_grad_()
-    estimate = integrand(name, leaf, policies.ref) / leaf.exp()
-    return torch.autograd.grad(estimate.sum(), leaf)[0]
-
-
-def live_samples(
-    direction: Float[Tensor, "*shape"],
-    logp: Float[Tensor, "*shape"],
-    logp_old: Float[Tensor, "*shape"],
-    bounds: tuple[float, float, float],
-) -> Bool[Tensor, "*shape"]:
-    """Return which samples a clip lets move the policy, from ψ and w as Algorithm 2 states it.
-
-    Args:
-        direction: A′ or anything of its sign; ψ = A′·ℓ with ℓ = −log π_θ > 0.
-        logp: log π_θ, any shape.
-        logp_old: log π_old, same shape.
-        bounds: ε1, ε2 and c.
-
-    Returns:
-        Same shape.
-
-    Source: paper Algorithm 2; PAPER §4.
-    """
-    epsilon1, epsilon2, c = bounds
-    psi, w = direction * -logp, logp.exp() / logp_old.exp()
-    rising, falling = w < 1 + epsilon2, (w > 1 - epsilon1) & (w < c)
-    return ((psi >= 0) & rising) | ((psi < 0) & falling)
-
-
-def algorithm_1(
-    name: str, beta: float, policies: Policies, advantage: Float[Tensor, "*shape"], bounds: tuple[float, float, float]
-) -> Float[Tensor, "*shape"]:
-    """Return Algorithm 1's loss with its max and min as printed, Â = A − β·(∂d/∂log π_θ)/π_θ differentiated too.
-
-    Args:
-        name: the divergence, a key of DEFINITIONS; d is its integrand.
-        beta: strength of the penalty.
-        policies: log-probabilities of the samples, any shape; ``current`` carries the gradient.
-        advantage: same shape.
-        bounds: ε1, ε2 and c.
-
-    Returns:
-        One loss per sample, same shape.
-
-    Source: paper Algorithm 1; PAPER §4.
-    """
-    epsilon1, epsilon2, c = bounds
-    density = integrand(name, policies.current, policies.ref)
-    (derivative,) = torch.autograd.grad(density.sum(), policies.current, create_graph=True)
-    regularised = advantage - beta * derivative / policies.current.exp()
-    w = policies.current.exp() / policies.old.exp()
-    outer = torch.maximum(-w * regularised, -w.clamp(1 - epsilon1, 1 + epsilon2) * regularised)
-    return torch.where(regularised >= 0, outer, torch.minimum(outer, -c * regularised))

@@ -4,8 +4,8 @@ import textwrap
 from collections.abc import Sequence
 from pathlib import Path
 
-from rpg_ref.audit.objective import GAINS, TERMS, Objective
 from rpg_ref.audit.run import Row
+from rpg_ref.objective import GAINS, TERMS, Objective
 
 _LABEL_WIDTH = 48
 _COLOURS = dict(zip(TERMS, ("tab:blue", "tab:orange", *(f"C{i}" for i in range(2, 8))), strict=True))

@@ -13,9 +13,9 @@ from typing import Any
 
 from rpg_ref.audit.identify import Finding, Report, identify
 from rpg_ref.audit.model import identify_model
-from rpg_ref.audit.objective import Objective
 from rpg_ref.audit.population import sentence_of
 from rpg_ref.audit.targets import TARGETS, Case
+from rpg_ref.objective import Objective
 
 # Single precision leaves 1e-6 of a coefficient.
 _SAME = 1e-4

@@ -7,9 +7,9 @@ from pathlib import Path
 from typing import Any
 
 from rpg_ref.audit.identify import Finding
-from rpg_ref.audit.objective import Objective
 from rpg_ref.audit.picture import draw
 from rpg_ref.audit.run import Row, same_objective
+from rpg_ref.objective import Objective
 
 
 def describe(finding: Finding) -> str:

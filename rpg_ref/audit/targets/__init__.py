@@ -9,8 +9,8 @@ from collections.abc import Callable
 from dataclasses import dataclass
 from typing import Any
 
-from rpg_ref.audit.objective import Objective
 from rpg_ref.checks import Table
+from rpg_ref.objective import Objective
 
 
 @dataclass(frozen=True)

@@ -9,9 +9,9 @@ from unittest.mock import MagicMock
 import torch
 from torch import Tensor
 
-from rpg_ref.audit.objective import Objective
 from rpg_ref.audit.targets import Case
 from rpg_ref.audit.targets.stand_ins import stand_ins
+from rpg_ref.objective import Objective
 
 DISTRIBUTION = "openrlhf"
 KNOWN = "0.11.2"

@@ -2,8 +2,8 @@
 
 from dataclasses import replace
 
-from rpg_ref.audit.objective import Objective
 from rpg_ref.audit.targets import Case
+from rpg_ref.objective import Objective
 from rpg_ref.recipes import RECIPES
 
 DISTRIBUTION = "rpg_ref"

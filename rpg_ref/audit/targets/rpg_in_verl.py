@@ -3,10 +3,10 @@
 from importlib import import_module
 from typing import Any
 
-from rpg_ref.audit.objective import Objective
 from rpg_ref.audit.targets import Case
 from rpg_ref.audit.targets.recipes import anchored_at_old
 from rpg_ref.audit.targets.verl import CORRECTION, subject
+from rpg_ref.objective import Objective
 from rpg_ref.recipes import RECIPES, Recipe
 
 DISTRIBUTION = "verl"

@@ -11,9 +11,9 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from rpg_ref.audit.objective import Objective
 from rpg_ref.audit.targets import Case
 from rpg_ref.audit.targets.stand_ins import stand_ins
+from rpg_ref.objective import Objective
 
 DISTRIBUTION = None
 KNOWN = "ec8e30b"

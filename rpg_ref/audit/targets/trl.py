@@ -15,8 +15,8 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
-from rpg_ref.audit.objective import Objective
 from rpg_ref.audit.targets import Case
+from rpg_ref.objective import Objective
 
 DISTRIBUTION = "trl"
 KNOWN = "1.16.0"

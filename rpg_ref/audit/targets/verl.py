@@ -6,8 +6,8 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from rpg_ref.audit.objective import Objective
 from rpg_ref.audit.targets import Case
+from rpg_ref.objective import Objective
 
 DISTRIBUTION = "verl"
 KNOWN = "0.9.1"

@@ -1,7 +1,7 @@
 """Hold a recipe against the oracle: what it declares must be what it is found to be, on this machine."""
 
 import math
-from collections.abc import Callable, Iterable
+from collections.abc import Iterable
 from dataclasses import dataclass
 from functools import cache, partial
 from typing import NamedTuple
@@ -11,27 +11,12 @@ from jaxtyping import Bool, Float, Int
 from torch import Tensor
 
 from rpg_ref.audit.identify import FIT, Finding, descent, exact_gradient, find
-from rpg_ref.audit.objective import Objective
-from rpg_ref.audit.oracle import (
-    Policies,
-    algorithm_1,
-    flat_gradient,
-    gradient,
-    integrand,
-    live_samples,
-    penalty_slope,
-    unweighted_slope,
-)
+from rpg_ref.audit.oracle import Policies, flat_gradient, gradient
 from rpg_ref.audit.population import Loss, population
-from rpg_ref.clipping import bounded_loss, clipped_loss, clipped_loss_as_printed
-from rpg_ref.divergences import DIVERGENCES
+from rpg_ref.audit.statements import LEVEL_DEFINITIONS, statement_of, token_count
 from rpg_ref.fused import fused_loss
-from rpg_ref.log_ratio import cpgd_loss, pmd_mean_loss
-from rpg_ref.ppo import grpo_corrected_loss, grpo_loss, k2_loss, kl_in_reward_loss
-from rpg_ref.prefix import per_decision_loss
-from rpg_ref.ratios import WeightBound
+from rpg_ref.objective import Objective
 from rpg_ref.recipes import LossOutput, Recipe
-from rpg_ref.surrogates import differentiable_loss, reinforce_loss
 
 # Each of the population's 3,000 terms is right to 2⁻²⁴ and they partly cancel, 1e-7 is measured; behind a softmax of 64
 # words it is right to a few times that, and 5e-7 is measured.
@@ -146,7 +131,7 @@ def verify(recipe: Recipe, *, device: str | torch.device = "cpu", seed: int = 0)
     }
     tokens = {}
     for dtype, anchored in _FAR:
-        if not anchored and _statement(recipe) is None:
+        if not anchored and statement_of(recipe) is None:
             continue  # a loss that is not of this package may need a reference
         far = _far_off_policy(seed, dtype, anchored)
         tokens[dtype] = _token_error(recipe, device, dtype, far)
@@ -214,107 +199,10 @@ def _gradient_error(loss: Loss, finding: Finding, declared: Objective, seed: int
     return _largest(errors)
 
 
-class LevelDefinition(NamedTuple):
-    """A level from its definition: token log-probs, 0 where masked, ↦ the samples', and coefficients the way back."""
-
-    samples: Callable[[Tensor, Tensor], Tensor]
-    tokens: Callable[[Tensor, Tensor], Tensor]
-
-
-def _length(mask: Tensor) -> Tensor:
-    return mask.sum(1, keepdim=True).double()
-
-
-def _to_go(x: Tensor) -> Tensor:
-    """Σ_{s≥t} x_s."""
-    return x.flip(1).cumsum(1).flip(1)
-
-
-# fmt: off
-LEVEL_DEFINITIONS = {
-    "token":     LevelDefinition(lambda x, mask: x,                           lambda c, mask: c),
-    "sequence":  LevelDefinition(lambda x, mask: x.sum(1, True),              lambda c, mask: c),
-    "geometric": LevelDefinition(lambda x, mask: x.sum(1, True) / _length(mask), lambda c, mask: c / _length(mask)),
-    "prefix":    LevelDefinition(lambda x, mask: x.cumsum(1),                 lambda c, mask: _to_go(c)),
-}
-# fmt: on
-
-Stated = Callable[[Recipe, Policies, Tensor], Tensor]
-"""(recipe, log-probs of the samples, their advantages) ↦ each sample's coefficient of ∇log π_θ."""
-
-
-def _surrogate(recipe: Recipe, pi: Policies, A: Tensor) -> Tensor:
-    return (pi.current - pi.old).exp() * A - recipe.beta * penalty_slope(recipe.divergence, pi)
-
-
-def _clipped(recipe: Recipe, pi: Policies, A: Tensor) -> Tensor:
-    weight = _surrogate(recipe, pi, A)
-    return torch.where(live_samples(weight, pi.current, pi.old, _bounds(recipe)), weight, 0.0)
-
-
-def _as_printed(recipe: Recipe, pi: Policies, A: Tensor) -> Tensor:
-    leaf = pi.current.clone().requires_grad_()
-    loss = algorithm_1(recipe.divergence, recipe.beta, pi._replace(current=leaf), A, _bounds(recipe))
-    return -torch.autograd.grad(loss.sum(), leaf)[0]
-
-
-def _bounded(recipe: Recipe, pi: Policies, A: Tensor) -> Tensor:
-    w, bound = (pi.current - pi.old).exp(), recipe.bound or WeightBound()
-    inside = (bound.low <= w) & (w <= bound.high)
-    bounded = {"clamp": w.clamp(bound.low, bound.high), "mask": torch.where(inside, w, 0.0)}[bound.rule]
-    return bounded / w * _surrogate(recipe, pi, A)
-
-
-def _ppo(recipe: Recipe, pi: Policies, A: Tensor) -> Tensor:
-    return _live(recipe, pi, A) * (pi.current - pi.old).exp() * A
-
-
-def _live(recipe: Recipe, pi: Policies, A: Tensor) -> Tensor:
-    return live_samples(A, pi.current, pi.old, _bounds(recipe)).double()
-
-
-def _bounds(recipe: Recipe) -> tuple[float, float, float]:
-    clip = recipe.clip
-    return (1.0, math.inf, math.inf) if clip is None else (clip.low, clip.high, clip.dual)
-
-
-def _per_decision(recipe: Recipe, pi: Policies, A: Tensor) -> Tensor:
-    """The loss of prefixes, from each token's own integrand, differentiated automatically."""
-    leaf = pi.current.clone().requires_grad_()
-    prefixes = pi._replace(current=leaf)
-    before = Policies(*(torch.cat([0 * x[:, :1], x[:, :-1]], 1) for x in prefixes))
-    token = Policies(*(x - y for x, y in zip(prefixes, before, strict=True)))
-    history = before.current if DIVERGENCES[recipe.divergence].history == "current" else before.ref
-    penalty = (history - before.old - token.old).exp() * integrand(recipe.divergence, token.current, token.ref)
-    gain = (leaf - pi.old).exp() * A - recipe.beta * penalty
-    return torch.autograd.grad(gain.sum(), leaf)[0]
-
-
-STATED: dict[Callable[..., Tensor], Stated] = {
-    differentiable_loss: _surrogate,
-    reinforce_loss: _surrogate,
-    clipped_loss: _clipped,
-    clipped_loss_as_printed: _as_printed,
-    bounded_loss: _bounded,
-    per_decision_loss: _per_decision,
-    grpo_loss: lambda r, pi, A: _ppo(r, pi, A) - r.beta * unweighted_slope(r.divergence, pi),
-    grpo_corrected_loss: lambda r, pi, A: _ppo(r, pi, A) - r.beta * penalty_slope(r.divergence, pi),
-    k2_loss: lambda r, pi, A: _ppo(r, pi, A) - r.beta * (pi.current - pi.ref),
-    kl_in_reward_loss: lambda r, pi, A: _ppo(r, pi, A - r.beta * _to_go(pi.old - pi.ref)),
-    pmd_mean_loss: lambda r, pi, A: A - r.beta * (pi.current - pi.old),
-    cpgd_loss: lambda r, pi, A: _live(r, pi, A) * A - r.beta * (pi.current - pi.old).expm1(),
-}
-"""What each loss states of one sample: its coefficient of ∇log π_θ, from the oracle's own pieces."""
-
-
-def _statement(recipe: Recipe) -> Stated | None:
-    return STATED.get(recipe.loss, _clipped if recipe.clip is not None and recipe.clips_penalty else None)
-
-
 def _normalisers(recipe: Recipe, mask: Bool[Tensor, "B T"]) -> Float[Tensor, "B 1"]:
     """What multiplies each sample's loss in the batch's, by the aggregation's definition."""
     one_a_token = recipe.level in ("token", "prefix")
-    length = _length(mask if one_a_token else mask.any(1, keepdim=True))
+    length = token_count(mask if one_a_token else mask.any(1, keepdim=True))
     sequences = mask.any(1).sum()
     return {
         "token-mean": torch.ones_like(length) / length.sum(),
@@ -364,13 +252,13 @@ def _stated_slope(recipe: Recipe, batch: _Batch, logp: Float[Tensor, "B T"]) -> 
     drawn = Policies(*(samples(torch.where(mask, x, 0.0), mask) for x in batch.pi._replace(current=logp)))
     # What cancels in a sample's weight, or is clipped, leaves rounding of this size.
     size = normalisers * tokens(1 + (drawn.current - drawn.old).exp() + (drawn.ref - drawn.old).exp(), mask)
-    statement = _statement(recipe)
+    statement = statement_of(recipe)
     if statement is None:
         slope = _slope(recipe, torch.device("cpu"), torch.float64, batch, logp)
     else:
         A = batch.advantage[:, None].expand_as(drawn.current)
         if recipe.level == "prefix":
-            A = torch.where(mask & (torch.arange(1, _LENGTH + 1) == _length(mask)), A, 0.0)
+            A = torch.where(mask & (torch.arange(1, _LENGTH + 1) == token_count(mask)), A, 0.0)
         slope = torch.where(mask, -normalisers * tokens(statement(recipe, drawn, A), mask), 0.0)
     return slope, torch.maximum(size, slope.abs())
 
