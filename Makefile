@@ -1,4 +1,6 @@
 # Every target creates the virtual environment when it is missing. `make train` and `make test` are the two to know.
+# pytest rewrites the tests' assertions at every start unless Python may keep the compiled files.
+unexport PYTHONDONTWRITEBYTECODE
 PYTHON ?= python3
 VENV   := .venv
 PY     := $(VENV)/bin/python
@@ -9,20 +11,32 @@ TARGETS := rpg-ref trl liger verl openrlhf rpg-in-trl rpg-in-verl
 PLAIN := -o addopts="-q --strict-markers --strict-config" -o filterwarnings=default
 PRESETS := qwen3_4b_2k qwen3_4b_4k qwen3_4b_8k qwen25_7b_instruct_2k
 DIVIDE := 16
+# One test process for each core, each with one torch thread.
+PYTEST := $(PY) -m pytest -n auto --dist worksteal
+# Everything that `make test-all` and `.ci/run` run, in this order.
+STAGES := lint types test verify test-full check-docs rehearse check-vllm check-trl check-verl check-audit
 
-.PHONY: docs docs-serve check-docs portrait train test coverage nightly mutants slow smollm2 bench bench-loss experiments verify audit check-audit check-trl check-verl ledger proofs lint types rehearse check-vllm clean
+.PHONY: test-full test-all stages docs docs-serve check-docs portrait train test coverage nightly mutants slow smollm2 bench bench-loss experiments verify audit check-audit check-trl check-verl ledger proofs lint types rehearse check-vllm clean
 
 train: $(READY)      ## train a small policy with the verified core (a minute or two on two cores); make train ARGS="--seed 1"
 	$(PY) -m train run train/presets/cpu_tiny.toml $(ARGS)
 
-test: $(READY)       ## property tests, exact-gradient tests and every symbolic proof
-	$(PY) -m pytest -n 2
+test: $(READY)       ## two minutes: is the mathematics right, and the driver's logic? Every symbolic proof, exact gradient and property
+	$(PYTEST) $(ARGS)
+
+test-full: $(READY)  ## the tests that start processes, train whole runs or draw pictures of the site
+	$(PYTEST) -m "full and not slow" $(ARGS)
+
+test-all: $(STAGES)  ## everything: `make test`, processes, nodes, whole runs, the real TRL, verl and vLLM, the site; half an hour
+
+stages:              ## print what `make test-all` runs, in order
+	@echo $(STAGES)
 
 coverage: $(READY)   ## every branch of rpg_ref is run by a test
-	$(PY) -m pytest -n 2 --cov=rpg_ref --cov-branch --cov-report=term-missing:skip-covered --cov-fail-under=100
+	$(PYTEST) -m "not slow" --cov=rpg_ref --cov-branch --cov-report=term-missing:skip-covered --cov-fail-under=100
 
 nightly: $(READY)    ## every property with 5,000 random examples; hours, without the checks of shapes
-	HYPOTHESIS_PROFILE=nightly $(PY) -m pytest -n 2 -m "hypothesis and not slow" -o addopts="-q --strict-markers --strict-config"
+	HYPOTHESIS_PROFILE=nightly $(PYTEST) -m "hypothesis and not slow" -o addopts="-q --strict-markers --strict-config"
 
 mutants: $(READY)    ## which test kills each mutant of the core: mutmut's and those made by hand; resumable
 	$(PY) tests/mutants.py

@@ -174,6 +174,7 @@ def test_what_hangs_or_dies_is_wrong_and_counted_and_the_others_are_judged_in_or
     assert capfd.readouterr() == ("", "")
 
 
+@pytest.mark.full
 def test_real_hangs_of_math_verify_end(capfd):
     """One in sympy's arithmetic, one in a regular expression."""
     tower, pattern = "$2^{2^{2^{2^{2^{2}}}}}$", "Answer: $" * 50_000
@@ -268,6 +269,7 @@ def runs(pid):
         return False
 
 
+@pytest.mark.full
 @pytest.mark.skipif(sys.platform != "linux", reason="looks into /proc")
 @pytest.mark.parametrize(("stop", "seconds"), [(signal.SIGINT, 60), (signal.SIGKILL, 0.7)])
 def test_no_worker_outlives_the_trainer_however_it_ends(tmp_path, stop, seconds):

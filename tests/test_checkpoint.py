@@ -739,6 +739,7 @@ def test_a_disk_that_does_not_keep_what_it_was_given(tmp_path, replacing):
     assert not check(tmp_path, replacing) and names(tmp_path) == ["step-00000001", "step-00000002"]
 
 
+@pytest.mark.full
 def test_a_reader_beside_a_saver_sees_only_whole_ones(tmp_path):
     save(tmp_path, content(0))
     stop = threading.Event()
@@ -783,6 +784,7 @@ def run(mode, folder, *before):
     return json.loads(done.stdout)
 
 
+@pytest.mark.full
 def test_kills_at_any_moment(tmp_path):
     told = run("kills", tmp_path)
     assert told["random"] == 40 and told["inside a save"] > 10, told
@@ -791,6 +793,7 @@ def test_kills_at_any_moment(tmp_path):
         assert before > 8 and after > 2, told
 
 
+@pytest.mark.full
 @pytest.mark.skipif(
     not shutil.which("unshare") or subprocess.run(["unshare", "-rm", "true"], capture_output=True).returncode != 0,
     reason="may not mount a small disk",

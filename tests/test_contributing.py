@@ -8,6 +8,7 @@ import sys
 import tomllib
 from pathlib import Path
 
+import pytest
 import yaml
 
 ROOT = Path(__file__).parents[1]
@@ -60,6 +61,7 @@ def run(root, *arguments):
     return dict(re.findall(r"^(tests/\S+) (PASSED|FAILED|ERROR)\b", done.stdout, re.MULTILINE)), done
 
 
+@pytest.mark.full
 def test_with_the_row_alone_the_tests_that_count_rows_fail(tmp_path):
     copy = copied(tmp_path.resolve())
     apply([ROW], copy)
@@ -67,6 +69,7 @@ def test_with_the_row_alone_the_tests_that_count_rows_fail(tmp_path):
     assert found == dict.fromkeys(COUNTERS.split(), "FAILED"), done.stdout
 
 
+@pytest.mark.full
 def test_the_steps_make_a_row_that_is_tested(tmp_path):
     copy = copied(tmp_path.resolve())
     apply(BLOCKS, copy)

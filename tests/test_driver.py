@@ -324,6 +324,7 @@ def test_mean_and_pass_at_k():
     assert math.isnan(summarise(right[:1])[0].stderr), "one problem tells nothing of the others"
 
 
+@pytest.mark.full
 def test_eval_of_a_run_s_model(tmp_path, capsys):
     assert main(command(tmp_path / "run", "--steps", "1")) == 0
     capsys.readouterr()
@@ -360,6 +361,7 @@ def test_a_run_that_stopped_goes_on_bit_for_bit(tmp_path, kind):
     assert weights[0] == weights[1]
 
 
+@pytest.mark.full
 def test_a_damaged_checkpoint_is_passed_over(tmp_path, capsys):
     folder = tmp_path / "run"
     assert main(command(folder)) == 0
@@ -395,6 +397,7 @@ def test_a_changed_configuration_is_refused(tmp_path, capsys, words, message):
     assert before == {path: path.read_bytes() for path in folder.rglob("*") if path.is_file()}
 
 
+@pytest.mark.full
 def test_an_evaluation_is_neither_lost_nor_done_twice(tmp_path, capsys):
     folder = tmp_path / "run"
 
@@ -413,6 +416,7 @@ def test_an_evaluation_is_neither_lost_nor_done_twice(tmp_path, capsys):
     assert [row["step"] for row in rows(tmp_path / "start") if row["phase"] == "evaluation"] == [0]
 
 
+@pytest.mark.full
 def test_a_run_that_lost_its_checkpoints_is_not_begun_anew(tmp_path, capsys):
     folder = tmp_path / "run"
     assert main(command(folder, "--steps", "1")) == 0
@@ -423,6 +427,7 @@ def test_a_run_that_lost_its_checkpoints_is_not_begun_anew(tmp_path, capsys):
     assert (folder / "metrics.jsonl").read_bytes() == before
 
 
+@pytest.mark.full
 def test_two_processes_do_not_work_in_one_folder(tmp_path, capsys):
     folder = tmp_path / "run"
     assert main(command(folder, "--steps", "1")) == 0
@@ -595,6 +600,7 @@ def test_on_a_disk_that_fills_up_again_and_again_it_ends_the_same(tmp_path):
 # Models that exist
 
 
+@pytest.mark.full
 def test_a_run_goes_on_from_another_run_s_model(tmp_path, capsys):
     assert main(command(tmp_path / "start", "--steps", "0")) == 0
     start = tmp_path / "start"
@@ -657,6 +663,7 @@ def test_smollm2_takes_a_few_steps(tmp_path):
     assert main(["eval", str(folder / "model"), test, "--k", "1", "--max-tokens", "4", "--rule", "exact"]) == 0
 
 
+@pytest.mark.full
 def test_report_from_the_command_line(tmp_path, capsys):
     for seed in ("0", "1"):
         assert main(command(tmp_path / seed, "--steps", "1", "--seed", seed)) == 0

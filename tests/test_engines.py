@@ -100,6 +100,7 @@ def test_on_a_gpu_tokens_are_drawn_from_logits_that_are_not_rounded():
     assert error < 1e-6 < 1e-4 < rounding
 
 
+@pytest.mark.full
 @pytest.mark.parametrize("tied", [True, False])
 def test_vllm_draws_from_the_policy_with_the_policy_s_end_and_seeds(tokenizer, vllm, tied):
     vllm()
@@ -282,6 +283,7 @@ def test_a_canary_that_trips_ends_the_run_with_a_sentence(tmp_path, capfd, vllm,
     assert capfd.readouterr().err.startswith("train: a push left out model.embed_tokens.weight of the sampler")
 
 
+@pytest.mark.full
 def test_an_engine_that_hangs_ends_the_process_with_its_stacks(tmp_path):
     """As a process of its own, since it is one that ends."""
     import subprocess
@@ -305,6 +307,7 @@ with open_engine(EngineConfig("vllm", timeout=2.0), policy, tokenizer, t.demands
     assert done.returncode == 1 and "Timeout" in done.stderr and "by_vllm.py" in done.stderr
 
 
+@pytest.mark.full
 def test_what_vllm_refuses_is_said_before_anything_is_written(tmp_path, capfd, vllm, monkeypatch):
     vllm()
     monkeypatch.setattr(train.job, "verify", lambda recipe: SimpleNamespace(ok=True, verdict="verified elsewhere"))
@@ -377,6 +380,7 @@ def test_a_corrected_step_s_gradient_is_the_recipe_s_with_the_sampler(tokenizer,
         assert metrics["loss"] == pytest.approx(float(loss.detach()))
 
 
+@pytest.mark.full
 def test_a_gap_is_measured_every_step_and_warned_of(tmp_path, capsys, monkeypatch):
     """An engine whose log-probabilities are 0.2 off is under the canary's limit and over the one that warns."""
     monkeypatch.setattr(train.job, "verify", lambda recipe: SimpleNamespace(ok=True, verdict="verified elsewhere"))

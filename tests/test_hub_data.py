@@ -176,6 +176,7 @@ def read_all(sources, home, **environment):
     return [json.loads(line) for line in done.stdout.splitlines()]
 
 
+@pytest.mark.full
 def test_data_sets_are_read_by_split_and_revision_and_what_was_read_serves_without_the_hub(hub, home):
     found = {
         ("hub:org/both", "train"): [["1+1", "2"], ["1+2", "3"]],
@@ -213,6 +214,7 @@ REFUSED = {
 }
 
 
+@pytest.mark.full
 def test_what_cannot_be_read_is_refused_in_a_sentence(hub, home):
     for (source, _), message in zip(REFUSED, read_all(list(REFUSED), home, HF_ENDPOINT=hub), strict=True):
         print(message)
@@ -220,6 +222,7 @@ def test_what_cannot_be_read_is_refused_in_a_sentence(hub, home):
         assert all(part in message for part in REFUSED[source, _]), message
 
 
+@pytest.mark.full
 def test_a_hub_out_of_reach_is_a_sentence(tmp_path):
     [message] = read_all([("hub:org/both", "train")], tmp_path, HF_ENDPOINT="http://127.0.0.1:9")
     assert message.startswith("cannot fetch hub:org/both: the hub is out of reach") and "\n" not in message
@@ -258,6 +261,7 @@ def model_files(folder, seed):
     return files, float(model.get_input_embeddings().weight[0, 0].detach())
 
 
+@pytest.mark.full
 def test_a_model_of_the_hub_is_fetched_once_by_its_revision_and_without_pickles(hub, home, tmp_path, monkeypatch):
     first, second = (model_files(tmp_path / str(seed), seed) for seed in (0, 1))
     monkeypatch.setitem(DATA_SETS, "org/model", {"main": first[0], "v2": second[0]})

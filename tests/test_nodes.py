@@ -96,6 +96,7 @@ def calm(tmp_path_factory):
     return folder
 
 
+@pytest.mark.full
 @pytest.mark.parametrize("kind", ["static", pytest.param("c10d", marks=pytest.mark.slow)])
 def test_two_nodes_do_what_one_does_bit_for_bit(tmp_path, calm, kind):
     for agent in nodes([*RUN, "--run-dir", str(tmp_path / "run")], kind=kind):
@@ -122,6 +123,7 @@ LOST = [
 ]
 
 
+@pytest.mark.full
 @pytest.mark.parametrize("kind, what, lost", LOST)
 def test_a_loss_ends_all_and_the_same_command_goes_on_bit_for_bit(tmp_path, calm, kind, what, lost):
     words = [*RUN, "--run-dir", str(tmp_path / "run")]
@@ -153,6 +155,7 @@ def test_a_process_that_hangs_is_waited_for_until_the_time_out(tmp_path):
     assert not any(alive(member) for member in members)
 
 
+@pytest.mark.full
 @pytest.mark.slow
 def test_torchrun_s_own_restart_goes_on_bit_for_bit(tmp_path, calm):
     agents = nodes(
@@ -202,6 +205,7 @@ def differing(tmp_path, calm, what):
     return words, more, where
 
 
+@pytest.mark.full
 @pytest.mark.parametrize(
     "what, sentence",
     [
@@ -247,12 +251,14 @@ def test_an_error_of_the_run_s_own_is_no_loss():
         raise RuntimeError("out of memory")
 
 
+@pytest.mark.full
 def test_a_start_that_gloo_waits_in_for_ever_is_ended():
     code = "import time; from train.ranks import _at_most\nwith _at_most(0.1, 'found no one'): time.sleep(60)"
     done = subprocess.run([sys.executable, "-c", code], env=QUIET, cwd=ROOT, capture_output=True, text=True, timeout=30)
     assert done.returncode == 1 and done.stderr == "train: found no one\n"
 
 
+@pytest.mark.full
 def test_run_or_resume_begins_where_a_kill_left_nothing_but_a_file_half_written(tmp_path, monkeypatch, capsys):
     """Then goes on, and refuses another command for the same folder."""
     monkeypatch.setattr(job, "verify", lambda recipe: SimpleNamespace(ok=True, verdict="verified elsewhere"))

@@ -92,6 +92,7 @@ def test_a_model_that_neither_ships_nor_can_be_fetched_is_refused_in_a_sentence(
         architecture(ModelConfig(path="hub:nobody/nothing"))
 
 
+@pytest.mark.full
 @pytest.mark.parametrize(
     ("name", "expected"),
     [
@@ -143,6 +144,7 @@ def test_what_is_on_this_machine_is_found_in_the_table(monkeypatch):
         assert str(devices(None, "bfloat16")) == expected
 
 
+@pytest.mark.full
 def test_a_processor_is_measured():
     found = devices("2xcpu", "float32")
     assert found.is_cpu and found.number == 2
@@ -296,6 +298,7 @@ def peak_of(do):
     return most
 
 
+@pytest.mark.full
 @pytest.mark.parametrize("again", [False, True])
 def test_the_peak_of_a_mini_batch_is_planned_within_a_fifth(again):
     case = tiny(**{"optimizer.recompute": again})
@@ -346,6 +349,7 @@ def test_transformers_ends_each_lot_by_itself(paper):
     assert seconds.decode(case).seconds == pytest.approx(48 * (1_000 * full + 1_048 * few))
 
 
+@pytest.mark.full
 def test_learning_takes_as_long_as_planned_within_four_times():
     """Four, for a machine that others use as well; a quiet one is within two. Matrix products are most of it."""
     wide = {"model.width": 256, "model.mlp_width": 1024, "model.layers": 3}
@@ -453,6 +457,7 @@ def test_nothing_is_wider_than_the_page(preset, capsys):
         assert max(map(len, out.out.splitlines())) <= WIDTH
 
 
+@pytest.mark.full
 def test_a_preset_that_ships_is_planned_for_this_machine(capsys):
     code, out = said(capsys, "cpu_tiny", "--device", "cpu")
     assert code == 0 and "1xcpu" in out.out and "measured just now" in " ".join(out.out.split())

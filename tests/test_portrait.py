@@ -20,6 +20,7 @@ from docs.kit.portrait import (
 )
 from rpg_ref.audit.oracle import DEFINITIONS
 
+pytestmark = pytest.mark.full
 REVERSE, FORWARD = optimum("reverse"), optimum("forward")
 ON_AND_OFF = pytest.mark.parametrize("old", [None, OLD], ids=["on-policy", "off-policy"])
 EVERYWHERE = rim().log()

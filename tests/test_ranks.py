@@ -51,12 +51,14 @@ def error_of(found, case):
     return worst
 
 
+@pytest.mark.full
 def test_loss_gradient_and_weights_are_those_of_one_process(found):
     """In float64; with recomputation, any split, one sequence for two ranks, a recipe of whole responses."""
     assert len(found["1-0"]["gradients"]) == 24
     assert error_of(found, "gradients") < 1e-13
 
 
+@pytest.mark.full
 def test_a_split_changes_nothing_but_rounding(found):
     for rank in found.values():
         for title, whole in rank["gradients"].items():
@@ -67,31 +69,37 @@ def test_a_split_changes_nothing_but_rounding(found):
         assert sum(bool(case["gradient"].any()) for case in rank["gradients"].values()) > 20, "few are clipped away"
 
 
+@pytest.mark.full
 def test_whole_steps_are_those_of_one_process(found):
     """In float32: references that are kept or follow, schedule-free, the distance from the start."""
     assert error_of(found, "loops") < 3e-6
 
 
+@pytest.mark.full
 def test_bfloat16_passes_give_the_gradient_to_two_digits(found):
     for rank in found.values():
         exact, rounded = (rank["half"][precision]["gradient"] for precision in ("float32", "bfloat16"))
         assert 1e-4 * exact.norm() < (rounded - exact).norm() < 0.03 * exact.norm()
 
 
+@pytest.mark.full
 def test_every_rank_draws_judges_and_filters_alike(found):
     assert error_of(found, "draws") == 0
 
 
+@pytest.mark.full
 def test_a_gradient_that_is_broken_on_one_rank_is_skipped_by_both(found):
     for rank in found.values():
         assert rank["broken"]["skipped"][""].tolist() == [1, 0, 1, True], "skipped, none taken, one in a row, unmoved"
 
 
+@pytest.mark.full
 def test_what_fails_on_one_rank_is_heard_on_the_other(found):
     assert found["2-0"]["failing"] == {"heard": {"": "rank 1 failed: RuntimeError: the engine is out of memory"}}
     assert found["2-1"]["failing"] == found["1-0"]["failing"] == {"own": {"": "the engine is out of memory"}}
 
 
+@pytest.mark.full
 @pytest.mark.parametrize("kind", ["adamw", "schedule-free"])
 @pytest.mark.parametrize("before", [1, 2])
 @pytest.mark.parametrize("after", ["1-0", "2-0", "2-1"])
@@ -159,6 +167,7 @@ def rows(folder):
     return [{k: v for k, v in json.loads(line).items() if not k.startswith(clocks)} for line in lines]
 
 
+@pytest.mark.full
 @pytest.mark.parametrize(
     "victim, blow",
     [(1, signal.SIGKILL), (0, signal.SIGTERM), pytest.param(1, signal.SIGSTOP, marks=pytest.mark.slow)],
@@ -174,6 +183,7 @@ def test_a_rank_that_dies_or_hangs_ends_the_run_within_a_minute(tmp_path, victim
     assert not any(Path(f"/proc/{member}").exists() for member in members)
 
 
+@pytest.mark.full
 def test_bad_input_is_said_once(tmp_path):
     run = start([*command(tmp_path / "run"), "--rollout.max-tokens", "1"])
     _, errors = run.communicate(timeout=120)

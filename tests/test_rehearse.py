@@ -89,6 +89,7 @@ def test_a_command_that_fails_ends_the_rehearsal(codes, tmp_path, monkeypatch, c
     assert main(words) == 2 and "is not empty; choose another with --out" in capsys.readouterr().err
 
 
+@pytest.mark.full
 def test_a_rehearsal_of_a_preset_of_one_s_own_is_a_run_for_real(tmp_path, capfd):
     words = ["--divide", "2", "--processes", "1", "--rollout.filter", "true", "--model.precision", "bfloat16"]
     assert main(["rehearse", "cpu_tiny", *words, "--out", str(tmp_path / "out")]) == 0

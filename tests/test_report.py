@@ -574,6 +574,7 @@ def test_where_nothing_can_be_written(tmp_path):
     assert not list(taken.glob("*.tmp"))
 
 
+@pytest.mark.full
 def test_a_reader_never_sees_half_a_report(tmp_path, monkeypatch):
     good = write(tmp_path / "good", [batch(1, reward=0.5)])
     page = report([good], tmp_path / "out")

@@ -23,6 +23,7 @@ REVIEWED = ["index", "one-idea", "clipping", "errata", "audit"]
 FLAGS = ["--no-sandbox", "--disable-gpu", "--disable-background-networking", "--disable-component-update"]
 
 pytestmark = [
+    pytest.mark.full,
     pytest.mark.skipif(not PAGES, reason="the site is not built; run `make check-docs`"),
     pytest.mark.skipif(CHROMIUM is None, reason="no Chromium"),
 ]

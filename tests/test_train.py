@@ -169,6 +169,7 @@ def test_samples_end_with_the_end_and_repeat_with_the_seed_alone(model, tokenize
     assert {len(ids) for ids in drawn if ids[-1] == 257} == {1, 2} and all(257 not in ids[:-1] for ids in drawn)
 
 
+@pytest.mark.full
 def test_what_a_row_says_depends_on_no_other_row(model, tokenizer):
     """Rows that end are dropped on the way; prompts are shared; batches are split: none of it changes a row."""
     prompts = [PROMPTS[i % 2] for i in range(40)]
@@ -283,6 +284,7 @@ def test_the_checkpoint_is_the_model_that_was_trained(tmp_path, monkeypatch):
         assert torch.equal(reloaded(ids).logits, trained[0].cpu().eval()(ids).logits)
 
 
+@pytest.mark.full
 def test_the_same_seed_gives_the_same_numbers_and_another_gives_others(tmp_path, monkeypatch):
     monkeypatch.setattr(train.job, "verify", lambda recipe: OK)
     runs = []

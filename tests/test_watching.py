@@ -57,6 +57,7 @@ def test_every_metric_that_is_written_is_in_the_table(tmp_path, recipe):
         assert row["reward"] == (1.0 if row["right"] else -1.0)
 
 
+@pytest.mark.full
 def test_each_of_several_test_sets_is_evaluated_by_its_name_and_reported(tmp_path):
     split = arithmetic(generate(0, 8))
     for name, problems in {"train": split.train, "first": split.test[:3], "second.v2": split.test[3:]}.items():
@@ -93,6 +94,7 @@ def test_a_missing_logger_is_refused_before_anything_is_written(tmp_path, capsys
     assert not folder.exists()
 
 
+@pytest.mark.full
 def test_the_time_of_the_phases_is_the_time_of_the_step(tmp_path):
     folder = tmp_path / "run"
     assert main(["run", "cpu_tiny", *SMALL, "--run-dir", str(folder)]) == 0

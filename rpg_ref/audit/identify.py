@@ -3,7 +3,7 @@
 import math
 from collections.abc import Callable, Iterator, Mapping
 from dataclasses import dataclass, field, replace
-from functools import cached_property, partial
+from functools import cache, cached_property, partial
 from typing import NamedTuple
 
 import torch
@@ -42,6 +42,9 @@ class Descent(NamedTuple):
 
 BlackBox = Callable[[Tensor, Tensor], Descent]
 """(the policy's logits [S, V], advantage of each response [N]) ↦ Descent."""
+
+Descend = Callable[[float, float], Descent]
+"""(drift along the population's, factor of the rewards as advantages) ↦ Descent; each is computed once."""
 
 
 def descent(loss_fn: Loss, population: Population, logits: Float[Tensor, "S V"], advantage: Tensor) -> Descent:
@@ -242,8 +245,13 @@ def find(black_box: BlackBox, batch: Population, level: str) -> Report:
 
     Source: ours.
     """
-    on = _find(black_box, batch, 0.0, level)
-    off = _find_near(black_box, batch, level, on.scale)
+
+    @cache
+    def descend(drift: float, sign: float) -> Descent:
+        return black_box(batch.old + drift * batch.drift, sign * batch.reward)
+
+    on = _find(descend, batch, 0.0, level)
+    off = _find_near(descend, batch, level, on.scale)
     hazards = []
     rewarded = on.vectors["reward"].any() or off.vectors["reward"].any()
     if not rewarded and bool(on.vectors["penalty"].any() or off.vectors["penalty"].any()):
@@ -252,29 +260,28 @@ def find(black_box: BlackBox, batch: Population, level: str) -> Report:
         )
     other = {"token": "sequence", "sequence": "token"}[level]
     for regime, finding in (("on-policy", on), ("off-policy", off)):
-        elsewhere = None if finding.objective else _find(black_box, batch, finding.drift, other, on.scale)
+        elsewhere = None if finding.objective else _find(descend, batch, finding.drift, other, on.scale)
         if elsewhere is not None and elsewhere.objective is not None:
             hazards.append(f"{regime}, it is an objective at {other} level: {elsewhere.verdict}")
     return Report(on, off, batch, hazards=tuple(hazards))
 
 
-def _find_near(black_box: BlackBox, batch: Population, level: str, scale: float) -> Finding:
+def _find_near(descend: Descend, batch: Population, level: str, scale: float) -> Finding:
     """The finding where nothing is clipped; nearer, if it is only there that an objective is found."""
     drifts = (_LARGEST_DRIFT / 2**halvings for halvings in range(_HALVINGS))
-    drift = next((drift for drift in drifts if _is_linear(black_box, batch, drift)), _NEVER_LINEAR)
-    farthest = _find(black_box, batch, drift, level, scale)
+    drift = next((drift for drift in drifts if _is_linear(descend, drift)), _NEVER_LINEAR)
+    farthest = _find(descend, batch, drift, level, scale)
     if farthest.residual < farthest.no_fit:
         return farthest
     # A bound that does not look at the advantages leaves the gradient linear in them; inside it nothing is left but
     # rounding, where what is merely nearer shrinks with the distance.
-    nearer = (_find(black_box, batch, drift / shrink, level, scale) for shrink in (16, 256, 4096))
+    nearer = (_find(descend, batch, drift / shrink, level, scale) for shrink in (16, 256, 4096))
     return next((finding for finding in nearer if finding.residual < _ROUNDING), farthest)
 
 
-def _is_linear(black_box: BlackBox, batch: Population, drift: float) -> bool:
+def _is_linear(descend: Descend, drift: float) -> bool:
     """Whether the gradient is linear in the advantages: no sample is clipped."""
-    logits = batch.old + drift * batch.drift
-    plus, minus, zero = (black_box(logits, s * batch.reward).vector for s in (1.0, -1.0, 0.0))
+    plus, minus, zero = (descend(drift, sign).vector for sign in (1.0, -1.0, 0.0))
     return bool((plus + minus - 2 * zero).norm() <= _LINEAR * (plus - minus).norm())
 
 
@@ -298,27 +305,35 @@ def _fit(fields: dict[str, Tensor], target: Tensor) -> Fit:
     return Fit(dict(zip(fields, (solution / norms).tolist(), strict=True)), residual, condition)
 
 
-def _find(black_box: BlackBox, batch: Population, drift: float, level: str, scale: float = 1.0) -> Finding:
-    """The finding at a drift; ``scale`` is the loss's normaliser if its reward part does not tell."""
-    logits = batch.old + drift * batch.drift
-    leaf = logits.clone().requires_grad_()
+@cache
+def _exact_gradients(batch: Population, drift: float, level: str) -> tuple[Mapping[str, Tensor], float]:
+    """The exact gradient of each term at a drift, and the spread there: the same for every black box."""
+    leaf = (batch.old + drift * batch.drift).requires_grad_()
     policies = Policies(leaf.log_softmax(-1), batch.old, batch.ref)
-    fields = {
+    gradients = {
         name: gradient(Objective({name: 1.0}, level), batch.tree, policies, batch.reward, [leaf])
         for name in TERMS
         if drift > 0 or name not in AGAINST_SAMPLER
     }
-    spread = float((policies.current - policies.old).abs().max().detach())
-    facts = (drift, spread, tuple(name for name in TERMS if name not in fields), level)
-    terms = {"reward": {"reward": fields.pop("reward")}, "penalty": fields}
+    return gradients, float((policies.current - policies.old).abs().max().detach())
 
-    plus, zero = (black_box(logits, s * batch.reward) for s in (1.0, 0.0))
+
+def _find(descend: Descend, batch: Population, drift: float, level: str, scale: float = 1.0) -> Finding:
+    """The finding at a drift; ``scale`` is the loss's normaliser if its reward part does not tell."""
+    gradients, spread = _exact_gradients(batch, drift, level)
+    facts = (drift, spread, tuple(name for name in TERMS if name not in gradients), level)
+    terms = {
+        "reward": {"reward": gradients["reward"]},
+        "penalty": {name: vector for name, vector in gradients.items() if name != "reward"},
+    }
+
+    plus, zero = descend(drift, 1.0), descend(drift, 0.0)
     pulls = {"reward": plus.pulls + zero.pulls, "penalty": zero.pulls}
     first = _solve(terms, {"reward": plus.vector - zero.vector, "penalty": zero.vector}, pulls, scale, facts)
     if first.residual < first.no_fit:
         return first
     # What divides by the advantages' spread, or drops responses without an advantage, has no gradient at zero to read.
-    minus = black_box(logits, -batch.reward)
+    minus = descend(drift, -1.0)
     halves = {"reward": (plus.vector - minus.vector) / 2, "penalty": (plus.vector + minus.vector) / 2}
     second = _solve(terms, halves, dict.fromkeys(halves, plus.pulls + minus.pulls), scale, facts)
     return second if second.residual < second.no_fit or math.isinf(first.residual) else first
