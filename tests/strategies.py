@@ -21,7 +21,7 @@ EXAMPLES = settings.default.max_examples
 
 def share(n: int) -> settings:
     """For slow properties: an n-th of the profile's examples, but all of them in the nightly run."""
-    return settings(max_examples=EXAMPLES if EXAMPLES > 100 else max(10, EXAMPLES // n))
+    return settings(max_examples=EXAMPLES if EXAMPLES > 100 else max(5, EXAMPLES // n))
 
 
 DIVERGENCE_NAMES = ("fkl", "ufkl", "rkl", "urkl", "jeffreys", "js", "chi2")

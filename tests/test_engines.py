@@ -153,6 +153,7 @@ def test_vllm_is_in_this_process_leaves_its_threads_and_is_one_of_several(tokeni
     assert fake_vllm.LLM.started[0].given["distributed_executor_backend"] == "external_launcher"
 
 
+@pytest.mark.full
 def test_on_a_gpu_vllm_sleeps_while_the_trainer_learns(tokenizer, vllm, monkeypatch):
     """The stand-in loses its weights when it sleeps, and refuses to work before it is awake."""
     vllm()
@@ -201,6 +202,7 @@ def test_a_push_that_does_not_arrive_trips_the_canary(tokenizer, vllm, fault, ti
                 pytest.fail("an engine with stale weights may not draw")
 
 
+@pytest.mark.full
 def test_a_push_later_in_a_run_is_proved_as_well(tokenizer, vllm):
     """A step of 1e-6 would move no log-probability visibly: the zeros do."""
     vllm()

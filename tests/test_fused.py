@@ -114,7 +114,7 @@ class Case:
 
 
 @pytest.mark.parametrize("name", RECIPES)
-@share(4)
+@share(5)
 @given(
     seed=st.integers(0, 2**32),
     temperature=st.sampled_from([1.0, 0.6, 2.0]),

@@ -6,6 +6,7 @@ from types import SimpleNamespace
 
 import pytest
 import torch
+from tiers import quick
 
 from rpg_ref import k3
 from rpg_ref.audit import PrefixTreeLM, assert_gradient, identify_model
@@ -330,6 +331,7 @@ BUGS = {
     mean_of_micro_batches: "a denominator for each micro-batch",
     smoothed_labels: "is not that of one token's log-probability",
 }
+LONG = {shifted_further, temperature_twice, inverted_temperature, penalty_without_temperature, one_response_left_out}
 
 
 def terms(finding):
@@ -351,7 +353,7 @@ def test_a_step_that_calls_the_model_row_by_row():
     assert read_tokens(right_unpadded, 0.7) == ((), ())
 
 
-@pytest.mark.parametrize("step", BUGS, ids=lambda step: step.__name__)
+@pytest.mark.parametrize("step", quick(BUGS, set(BUGS) - LONG), ids=lambda step: step.__name__)
 def test_a_bug_is_named(step):
     report = identify_model(step)
     assert BUGS[step] in report.faults[0], report
@@ -360,7 +362,7 @@ def test_a_bug_is_named(step):
     assert BUGS[step] in str(failure.value)
 
 
-@pytest.mark.parametrize("temperature", [0.5, 1.0, 1.7])
+@pytest.mark.parametrize("temperature", quick([0.5, 1.0, 1.7], [1.0]))
 def test_other_temperatures(temperature):
     report = identify_model(right, temperature=temperature)
     assert report.faults == () and terms(report.off_policy) == OBJECTIVE

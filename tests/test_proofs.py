@@ -1,6 +1,7 @@
 """The certificate holds, the checker itself can fail, and the shipped code is what the proofs are about."""
 
 import dataclasses
+import hashlib
 import importlib
 import pkgutil
 import re
@@ -8,6 +9,7 @@ import subprocess
 import sys
 from pathlib import Path
 
+import mpmath
 import numpy as np
 import pytest
 import sympy as sp
@@ -19,7 +21,7 @@ from strategies import DIVERGENCE_NAMES, betas
 import proofs
 from proofs import CLAIMS, divergence_table, sequences
 from proofs.__main__ import main
-from proofs.certificate import Claim, check, is_refuted, residual
+from proofs.certificate import Claim, Verdict, check, is_refuted, residual
 from proofs.clip_region import clip
 from proofs.expectations import expectation_old, finite, group, on_policy, pointwise
 from proofs.symbols import A, R, Z, beta, f, log_v, p, q, r, theta, theta_frozen, u, v, w
@@ -39,9 +41,24 @@ def test_the_certificate_on_file_lists_every_claim():
     assert list(CERTIFICATE) == list(CLAIMS)
 
 
-@pytest.mark.parametrize("name", CLAIMS)
-def test_claim(name):
+def verdict_of(name, cache):
+    """The claim's verdict, from pytest's cache if the proofs and the algebra systems are those of the last run."""
+    texts = [path.read_text() for path in sorted((ROOT / "proofs").glob("*.py"))]
+    key = hashlib.sha256("\0".join([*texts, sp.__version__, mpmath.__version__, sys.version]).encode()).hexdigest()
+    place = f"proofs/{key}/{name}"
+    stored = cache and cache.get(place, None)
+    if stored:
+        proved, refuted, failures = stored
+        return Verdict(proved, refuted, tuple(failures))
     verdict = check(CLAIMS[name])
+    if cache and not verdict.failures:
+        cache.set(place, [verdict.proved, verdict.refuted, []])
+    return verdict
+
+
+@pytest.mark.parametrize("name", CLAIMS)
+def test_claim(name, request):
+    verdict = verdict_of(name, getattr(request.config, "cache", None))
     assert verdict.failures == () and verdict.refuted >= 2 and verdict.proved >= 1
     assert CERTIFICATE[name] == str(verdict) == f"proved; {verdict.refuted} near misses refuted"
 
@@ -175,3 +192,29 @@ def test_code_against_the_expressions(name, log_w, log_u, advantage, b, log_mass
     for loss in (differentiable_loss, reinforce_loss):
         (g,) = torch.autograd.grad(loss(*arguments, **choices), logp)
         close(-g, divergence_table.weight(name), values, 3 * size)
+
+
+class Shelf(dict):
+    """What pytest's cache is to ``verdict_of``."""
+
+    set = dict.__setitem__
+
+
+def test_a_proved_claim_is_proved_once_and_a_failed_one_every_time(monkeypatch):
+    shelf, checked = Shelf(), []
+    monkeypatch.setattr("test_proofs.check", lambda claim: checked.append(claim.id) or Verdict(1, 2, ()))
+    first, second = verdict_of("one_idea", shelf), verdict_of("one_idea", shelf)
+    assert first == second == Verdict(1, 2, ()) and checked == ["one_idea"]
+    monkeypatch.setattr("test_proofs.check", lambda claim: checked.append(claim.id) or Verdict(0, 2, ("broken",)))
+    assert verdict_of("baseline", shelf).failures == verdict_of("baseline", shelf).failures == ("broken",)
+    assert checked == ["one_idea", "baseline", "baseline"]
+
+
+def test_changed_sources_are_proved_again(monkeypatch):
+    shelf, checked = Shelf(), []
+    monkeypatch.setattr("test_proofs.check", lambda claim: checked.append(claim.id) or Verdict(1, 2, ()))
+    verdict_of("one_idea", shelf)
+    read = Path.read_text
+    monkeypatch.setattr(Path, "read_text", lambda self, *a: read(self, *a) + "# one more line")
+    verdict_of("one_idea", shelf)
+    assert checked == ["one_idea", "one_idea"]

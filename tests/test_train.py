@@ -8,6 +8,7 @@ from types import SimpleNamespace
 import matplotlib.image
 import pytest
 import torch
+from tiers import quick
 from transformers import AutoModelForCausalLM, AutoTokenizer
 
 import train.job
@@ -295,7 +296,7 @@ def test_the_same_seed_gives_the_same_numbers_and_another_gives_others(tmp_path,
     assert runs[0] == runs[1] != runs[2]
 
 
-@pytest.mark.parametrize("recipe", ["rpg-rkl", "grpo", "rpg-ufkl-clip-as-printed"])
+@pytest.mark.parametrize("recipe", quick(["rpg-rkl", "grpo", "rpg-ufkl-clip-as-printed"], ["rpg-rkl"]))
 def test_other_recipes_run_on_a_user_s_own_file(tmp_path, monkeypatch, recipe):
     monkeypatch.setattr(train.job, "verify", lambda recipe: OK)
     path = tmp_path / "mine.jsonl"
