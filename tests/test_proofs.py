@@ -46,12 +46,12 @@ def verdict_of(name, cache):
     texts = [path.read_text() for path in sorted((ROOT / "proofs").glob("*.py"))]
     key = hashlib.sha256("\0".join([*texts, sp.__version__, mpmath.__version__, sys.version]).encode()).hexdigest()
     place = f"proofs/{key}/{name}"
-    stored = cache and cache.get(place, None)
+    stored = None if cache is None else cache.get(place, None)
     if stored:
         proved, refuted, failures = stored
         return Verdict(proved, refuted, tuple(failures))
     verdict = check(CLAIMS[name])
-    if cache and not verdict.failures:
+    if cache is not None and not verdict.failures:
         cache.set(place, [verdict.proved, verdict.refuted, []])
     return verdict
 
