@@ -24,12 +24,12 @@ def calibration() -> float:
     torch.set_num_threads(1)
     began = time.process_time()
     x = torch.linspace(-3.0, 3.0, 3000, dtype=torch.float64)
-    for _ in range(2000):
+    for _ in range(6000):
         leaf = x.clone().requires_grad_()
         loss = (leaf.exp() * leaf - torch.expm1(leaf)).log1p().sum()
         torch.autograd.grad(loss, leaf)
     table: dict[int, int] = {}
-    for k in range(4_000_000):
+    for k in range(12_000_000):
         table[k % 1009] = table.get(k % 1009, 0) + k
     return time.process_time() - began
 
