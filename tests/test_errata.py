@@ -8,9 +8,10 @@ import dataclasses
 
 import pytest
 import torch
+from fits import fit
 
 from rpg_ref import DIVERGENCES, RECIPES, Objective, aggregate, clipped_loss, differentiable_loss, k1, k2, k3
-from rpg_ref.audit import identify, oracle
+from rpg_ref.audit import oracle
 
 BETA = 0.5
 REVERSE, FORWARD = {"reverse_kl": BETA}, {"forward_kl": BETA}
@@ -154,7 +155,7 @@ SEQUENCES = {
 def test_ground_truth(name, seed):
     """The ground-truth table, row by row."""
     loss, *expected = GROUND_TRUTH[name]
-    report = identify(loss, seed=seed)
+    report = fit(loss, seed=seed)
     for finding, penalty in zip((report.on_policy, report.off_policy), expected, strict=True):
         assert_found(finding, penalty)
     assert report.on_policy.unidentified == ("reverse_kl_old", "forward_kl_old")
@@ -164,7 +165,7 @@ def test_ground_truth(name, seed):
 def test_libraries(name):
     """Other libraries: trl's two corrections, AReaL's missing reference."""
     loss, *expected = LIBRARIES[name]
-    report = identify(loss)
+    report = fit(loss)
     for finding, penalty in zip((report.on_policy, report.off_policy), expected, strict=True):
         assert_found(finding, penalty)
 
@@ -173,15 +174,15 @@ def test_libraries(name):
 def test_the_released_codes_kl_losses(name):
     """Released code, rows 1 and 3: four are right; rpg_js is ½(RKL − FKL), rpg_ujs half of Jeffreys."""
     value, anchored_at_old, elsewhere = RELEASED[name]
-    report = identify(in_the_loss(lambda p, q, r: value(p - q)))
+    report = fit(in_the_loss(lambda p, q, r: value(p - q)))
     assert_found(report.on_policy, {})  # π_ref = π_old = π_θ: the first step sees no penalty
     assert_found(report.off_policy, anchored_at_old)
-    assert_found(identify(in_the_loss(lambda p, q, r: value(p - r))).off_policy, elsewhere)
+    assert_found(fit(in_the_loss(lambda p, q, r: value(p - r))).off_policy, elsewhere)
 
 
 def test_the_jensen_shannon_divergence():
     """Released code, row 3: what rpg_js was to be."""
-    report = identify(dataclasses.replace(RECIPES["rpg-urkl"], divergence="js", beta=BETA))
+    report = fit(dataclasses.replace(RECIPES["rpg-urkl"], divergence="js", beta=BETA))
     for finding in (report.on_policy, report.off_policy):
         assert_found(finding, {"js": BETA})
 
@@ -190,7 +191,7 @@ def test_the_jensen_shannon_divergence():
 def test_sequences(name):
     """Below the table: exact are the full and the live prefix weight; no token-level reverse KL is, even on-policy."""
     term, *expected = SEQUENCES[name]
-    report = identify(of_a_response(term), level="sequence")
+    report = fit(of_a_response(term), level="sequence")
     for finding, penalty in zip((report.on_policy, report.off_policy), expected, strict=True):
         assert_found(finding, penalty)
 
@@ -242,10 +243,10 @@ def test_the_geometric_mean_weight_is_biased():
     def loss(weight):
         return lambda p, q, r, advantages, mask: (-weight(p, q) * advantages).mean()
 
-    biased = identify(loss(lambda p, q: geometric(p, q).squeeze(1)), level="sequence")
+    biased = fit(loss(lambda p, q: geometric(p, q).squeeze(1)), level="sequence")
     assert_found(biased.on_policy, {})  # at equal lengths 1/T of it is
     assert_found(biased.off_policy, None)
-    assert_found(identify(loss(whole), level="sequence").off_policy, {})
+    assert_found(fit(loss(whole), level="sequence").off_policy, {})
 
     leaf, tree, tables, (p, q, _) = uneven()
     reward = torch.randn(len(tree.tokens), generator=torch.Generator().manual_seed(1), dtype=torch.float64)
@@ -262,7 +263,7 @@ def test_the_geometric_mean_weight_is_biased():
 @pytest.mark.parametrize(("name", "penalty"), [("fkl", {}), ("ufkl", {}), ("rkl", REVERSE), ("urkl", REVERSE)])
 def test_algorithm_1_as_printed_loses_the_forward_kl(name, penalty):
     """Paper, row 2; lines 11–14, 27, 32: with Â live the penalty of FKL and UFKL has no expected gradient at all."""
-    report = identify(dataclasses.replace(RECIPES[f"rpg-{name}-clip-as-printed"], beta=BETA))
+    report = fit(dataclasses.replace(RECIPES[f"rpg-{name}-clip-as-printed"], beta=BETA))
     for finding in (report.on_policy, report.off_policy):
         assert_found(finding, penalty)
 
@@ -271,7 +272,7 @@ def test_algorithm_1_as_printed_loses_the_forward_kl(name, penalty):
 def test_grpo_descends_the_forward_kl(name):
     """Paper, row 8: on-policy the unweighted k3 has a direction, and it is the other one."""
     expected = {"grpo": (FORWARD, None), "grpo-corrected": (REVERSE, REVERSE)}[name]
-    report = identify(dataclasses.replace(RECIPES[name], beta=BETA))
+    report = fit(dataclasses.replace(RECIPES[name], beta=BETA))
     for finding, penalty in zip((report.on_policy, report.off_policy), expected, strict=True):
         assert_found(finding, penalty)
 

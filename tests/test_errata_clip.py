@@ -7,11 +7,11 @@ import math
 
 import pytest
 import torch
+from fits import fit
 from torch.testing import assert_close
 
 from rpg_ref import DIVERGENCES, DualClip, clipped_loss, clipped_loss_as_printed, differentiable_loss, ppo_loss, weight
 from rpg_ref import aggregate as aggregated
-from rpg_ref.audit import identify
 
 
 def f64(*numbers):
@@ -181,10 +181,10 @@ def test_which_definitions_are_rpgs_gradient_near_the_sampler(name):
     penalty = {"forward_kl": BETA} if name in ("fkl", "ufkl") else {"reverse_kl": BETA}
     for definition in (algorithm_2, appendix_g2, equation_4_1, hard_clip):
         # π_ref = π_old: a penalty against the sampler is only seen off-policy.
-        found = identify(as_a_loss(definition, name)).off_policy
+        found = fit(as_a_loss(definition, name)).off_policy
         expected = {f"{term}_old": c for term, c in penalty.items()}
         assert dict(found.objective.terms) == pytest.approx({"reward": 1.0, **expected}, rel=1e-7)
-    live = identify(as_a_loss(lambda p, q, A, name: equation_4_1(p, q, A, name, live=True), name))
+    live = fit(as_a_loss(lambda p, q, A, name: equation_4_1(p, q, A, name, live=True), name))
     assert live.on_policy.objective is live.off_policy.objective is None
 
 
@@ -223,7 +223,7 @@ def test_the_forward_rows_separate(name):
     coefficient = weight(torch.full_like(W, LOGP), LOGP - W.log(), ADVANTAGE, name, BETA)
     assert_close(coefficient, W * (ADVANTAGE - BETA * f_prime), rtol=1e-12, atol=1e-14)
     # It is also what the 26 "rf_clip_ppo" scripts run (released code, row 1).
-    bare = identify(as_a_loss(lambda p, q, A, name: ppo_loss(p, q, A, clip=CLIP), name))
+    bare = fit(as_a_loss(lambda p, q, A, name: ppo_loss(p, q, A, clip=CLIP), name))
     for finding in (bare.on_policy, bare.off_policy):
         assert dict(finding.objective.terms) == {"reward": 1.0}
 

@@ -11,6 +11,7 @@ import torch
 from hypothesis import example, given
 from hypothesis import strategies as st
 from strategies import share
+from tiers import QUICK_RECIPES, quick
 from torch import nn
 from torch.testing import assert_close
 from torch.utils._python_dispatch import TorchDispatchMode
@@ -113,7 +114,7 @@ class Case:
         }
 
 
-@pytest.mark.parametrize("name", RECIPES)
+@pytest.mark.parametrize("name", quick(dict.fromkeys(recipe.name for recipe in RECIPES.values()), QUICK_RECIPES))
 @share(5)
 @given(
     seed=st.integers(0, 2**32),

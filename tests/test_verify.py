@@ -24,6 +24,7 @@ from rpg_ref import (
     grpo_loss,
     reinforce_loss,
 )
+from rpg_ref.audit.statements import STATED
 from rpg_ref.audit.verify import verify
 from rpg_ref.cli import main
 
@@ -31,7 +32,7 @@ REVERSE = {"reverse_kl": 1.0}
 URKL, CLIPPED, GRPO = RECIPES["rpg-urkl"], RECIPES["rpg-reinforce-urkl-clip"], RECIPES["grpo"]
 
 
-@pytest.mark.parametrize("name", list(RECIPES))
+@pytest.mark.parametrize("name", dict.fromkeys(recipe.name for recipe in RECIPES.values()))
 def test_every_recipe_is_what_it_declares(name):
     row = verify(RECIPES[name])
     assert row.ok, row.verdict
@@ -189,7 +190,7 @@ def test_an_impostor_is_found(fault, monkeypatch):
     recipe, loss = IMPOSTORS[fault]
     signed = loss if recipe.clip is None else lambda *a, clip, **k: loss(*a, clip=clip, **k)
     impostor = with_loss(recipe, signed)
-    monkeypatch.setitem(verify_module.STATED, signed, verify_module.STATED[recipe.loss])
+    monkeypatch.setitem(STATED, signed, STATED[recipe.loss])
     assert verify(recipe).ok and not verify(impostor).ok
 
 
@@ -291,11 +292,11 @@ def test_a_bounded_recipe_is_held_to_its_bound_token_by_token(rule):
     recipe = dataclasses.replace(recipe, on_policy_penalty=REVERSE, off_policy_penalty=REVERSE)
     assert verify(recipe).ok
     narrower = with_loss(recipe, lambda *a, bound, **k: recipe.loss(*a, bound=WeightBound(rule, 0.5, 1.9), **k))
-    verify_module.STATED[narrower.loss] = verify_module.STATED[recipe.loss]
+    STATED[narrower.loss] = STATED[recipe.loss]
     try:
         assert not verify(narrower).ok
     finally:
-        del verify_module.STATED[narrower.loss]
+        del STATED[narrower.loss]
 
 
 def test_the_module_is_the_command(capsys, monkeypatch):
