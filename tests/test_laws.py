@@ -405,6 +405,13 @@ def test_a_divergence_is_nonnegative_and_zero_only_at_equality(name, bandit: Ban
     assert integrand(name, log_p, log_p).sum() == 0
 
 
+@pytest.mark.parametrize("name", DIVERGENCE_NAMES)
+def test_no_larger_multiple_of_the_squared_distance_is_a_bound(name):
+    """Near p = r = (½, ½) a divergence is that multiple itself."""
+    log_p, log_r = (torch.tensor(x, dtype=torch.float64).log() for x in ([0.501, 0.499], [0.5, 0.5]))
+    assert_close(integrand(name, log_p, log_r).sum().item(), FACTS[name].pinsker * 0.002**2, rtol=1e-4, atol=0)
+
+
 @pytest.mark.parametrize("name", CONJUGATE)
 @given(bandit=bandits(), log_mass_p=log_masses, log_mass_r=log_masses)
 def test_forward_and_reverse_are_each_others_exchange(name, bandit: Bandit, log_mass_p, log_mass_r):
