@@ -26,7 +26,8 @@ class Claim:
         property: a test of it on random inputs, as pytest names it.
         docs: the page and heading that explain it.
         code: what implements it, ``module:name`` within rpg_ref.
-        about: the recipes and divergences it speaks of; empty: of none in particular.
+        about: the recipes and divergences it speaks of; empty: of none in particular. In the file "divergences"
+            stands for every row of the table of divergences.
 
     Source: ours.
     """
@@ -50,7 +51,9 @@ class Claim:
 
 def _load() -> Table[Claim]:
     rows = tomllib.loads(files("rpg_ref").joinpath("ledger.toml").read_text(encoding="utf-8"))["claim"]
-    return Table("claim", {row["id"]: Claim(**{**row, "about": tuple(row.get("about", ()))}) for row in rows})
+    for row in rows:
+        row["about"] = tuple(DIVERGENCES if row.get("about") == "divergences" else row.get("about", ()))
+    return Table("claim", {row["id"]: Claim(**row) for row in rows})
 
 
 LEDGER: Table[Claim] = _load()

@@ -7,6 +7,7 @@ derivative to rounding. Logits are [S, V] in the order in which ``prefixes`` vis
 from collections.abc import Callable, Iterator
 
 import numpy as np
+from divergence_facts import FACTS
 
 Array = np.ndarray
 STEP = 1e-100
@@ -38,33 +39,8 @@ def softmax(logits: Array) -> Array:
     return e / e.sum(-1, keepdims=True)
 
 
-# Divergences of measures p (the policy) and r (the reference), term by term as their definitions are printed.
-def forward_kl(p: Array, r: Array) -> Array:
-    return np.sum(r * np.log(r / p))
-
-
-def reverse_kl(p: Array, r: Array) -> Array:
-    return np.sum(p * np.log(p / r))
-
-
-def mass_gap(p: Array, r: Array) -> Array:
-    return np.sum(r) - np.sum(p)
-
-
-def jensen_shannon(p: Array, r: Array) -> Array:
-    m = 0.5 * p + 0.5 * r
-    return 0.5 * np.sum(p * np.log(p / m)) + 0.5 * np.sum(r * np.log(r / m))
-
-
-DIVERGENCE: dict[str, Callable[[Array, Array], Array]] = {
-    "fkl": forward_kl,
-    "ufkl": lambda p, r: forward_kl(p, r) - mass_gap(p, r),
-    "rkl": reverse_kl,
-    "urkl": lambda p, r: reverse_kl(p, r) + mass_gap(p, r),
-    "jeffreys": lambda p, r: np.sum((p - r) * np.log(p / r)),
-    "js": jensen_shannon,
-    "chi2": lambda p, r: np.sum(p * p / r) - 2 * np.sum(p) + np.sum(r),
-}
+DIVERGENCE: dict[str, Callable[[Array, Array], Array]] = {name: facts.definition for name, facts in FACTS.items()}
+"""D(p, r) of measures p (the policy) and r (the reference), as its definition is printed."""
 
 
 def gradient(J: Callable[[Array], Array], theta: Array) -> Array:

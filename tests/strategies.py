@@ -9,6 +9,7 @@ from typing import NamedTuple
 
 import numpy as np
 import torch
+from divergence_facts import FACTS
 from hypothesis import settings
 from hypothesis import strategies as st
 from hypothesis.extra.numpy import arrays
@@ -24,7 +25,7 @@ def share(n: int) -> settings:
     return settings(max_examples=EXAMPLES if EXAMPLES > 100 else max(5, EXAMPLES // n))
 
 
-DIVERGENCE_NAMES = ("fkl", "ufkl", "rkl", "urkl", "jeffreys", "js", "chi2")
+DIVERGENCE_NAMES = tuple(FACTS)
 PAPER_NAMES = DIVERGENCE_NAMES[:4]
 SHAPES = ((2, 3, 0), (3, 2, None), (3, 3, 1), (4, 2, 3))
 """(vocabulary, horizon, eos): uneven lengths wherever there is an eos."""

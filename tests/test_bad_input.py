@@ -7,6 +7,7 @@ import re
 import jaxtyping
 import pytest
 import torch
+from strategies import DIVERGENCE_NAMES
 
 from rpg_ref import (
     DIVERGENCES,
@@ -190,7 +191,7 @@ def test_nearest_names_or_all_of_them():
 
     assert sentence("UKL") == "unknown divergence 'UKL'; the nearest are urkl, ufkl, rkl"
     assert sentence("ur") == "unknown divergence 'ur'; the nearest are urkl"
-    assert sentence("z") == "unknown divergence 'z'; choose one of fkl, ufkl, rkl, urkl, jeffreys, js, chi2"
+    assert sentence("z") == "unknown divergence 'z'; choose one of " + ", ".join(DIVERGENCE_NAMES)
 
 
 def test_an_unknown_name_is_also_a_key_error():

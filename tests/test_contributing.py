@@ -92,6 +92,14 @@ def test_the_steps_make_a_row_that_is_tested(tmp_path):
     assert len(found) == 3 and set(found.values()) == {"FAILED"}, done.stdout
 
 
+def test_a_divergence_changes_the_files_that_the_page_counts():
+    sentence = re.search(r"^A new divergence changes (\w+) files: (.*?)\. The last", PAGE, re.DOTALL | re.MULTILINE)
+    count, listed = sentence.groups()
+    changed = list(dict.fromkeys(path for block in BLOCKS for path, *_ in hunks(block)))
+    assert sorted(re.findall(r"`(\S+)`", listed)) == sorted(changed) and changed[-1] == "rpg_ref/objective.py"
+    assert count == "six" and len(changed) == 6
+
+
 def test_what_is_named_exists():
     prose = re.sub(r"^```.*?^```", "", PAGE, flags=re.DOTALL | re.MULTILINE)
     for path, name in re.findall(r"`((?:tests|rpg_ref|proofs|docs)/[\w/.-]+?)(?:::(\w+))?`", PAGE):

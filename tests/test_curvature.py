@@ -10,6 +10,7 @@ import numpy as np
 import numpy_oracle
 import pytest
 import torch
+from divergence_facts import FACTS
 from hypothesis import given
 from hypothesis import strategies as st
 from numpy_oracle import DIVERGENCE, softmax
@@ -19,8 +20,8 @@ from rpg_ref import clipped_loss, differentiable_loss, reinforce_loss, weight
 from rpg_ref.audit import oracle
 
 # f″(1), from f as PAPER §2 prints it.
-CURVATURE = dict(zip(DIVERGENCE_NAMES, (1, 1, 1, 1, 2, 1 / 4, 2), strict=True))
-AT_REST = ["ufkl", "urkl", "jeffreys", "js", "chi2"]
+CURVATURE = {name: facts.curvature for name, facts in FACTS.items()}
+AT_REST = [name for name, facts in FACTS.items() if facts.f_prime_at_one == 0]
 """f′(1) = 0, sample by sample."""
 prefix_tree = functools.cache(oracle.prefix_tree)
 LOSSES = [differentiable_loss, reinforce_loss, clipped_loss]
@@ -99,7 +100,7 @@ def test_no_divergence_pulls_where_the_policies_meet(name):
 @given(x=sample_inputs(), name=divergence_names, beta=st.sampled_from([1e-4, 1.0, 3.0]))
 def test_at_one_a_sample_is_pushed_by_beta_times_the_slope_at_one(x: SampleInputs, name, beta):
     """Bit for bit: 0 for the rows with f′(1) = 0, else β up (FKL) or down (RKL), along ∇log π."""
-    expected = {"fkl": beta, "rkl": -beta}.get(name, 0.0)
+    expected = -beta * FACTS[name].f_prime_at_one
     assert (weight(x.logp, x.logp, 0.0, name, beta) == expected).all()
     for loss in LOSSES:
         leaf = x.logp.clone().requires_grad_()

@@ -15,6 +15,7 @@ from types import SimpleNamespace
 
 import pytest
 import torch
+from small_run import rows, small, verified_elsewhere
 from tiers import full, quick
 
 import train.job
@@ -38,16 +39,12 @@ from train.saving.durable import alone
 from train.tokenizer import answer_ids, build_tokenizer
 from train.watching.clock import Clock
 
-SMALL = """--steps 4 --eval-samples 2 --data.test-problems 8 --warm-start.steps 2 --warm-start.batch 4
---rollout.prompts 4 --rollout.samples 2 --optimizer.prompts 2 --checkpoint-every 1
---model.width 32 --model.mlp-width 32 --model.layers 1 --model.heads 2 --model.key-value-heads 1""".split()
-OK = SimpleNamespace(ok=True, verdict="verified elsewhere")
-CLOCKS = ("seconds", "tokens_per_second")
+SMALL = small("--steps 4 --warm-start.steps 2 --checkpoint-every 1")
 
 
 @pytest.fixture(autouse=True)
-def verified_elsewhere(monkeypatch):
-    monkeypatch.setattr(train.job, "verify", lambda recipe: OK)
+def no_verification(monkeypatch):
+    monkeypatch.setattr(train.job, "verify", verified_elsewhere)
 
 
 @pytest.fixture(scope="module")
@@ -61,11 +58,6 @@ def small_model(tokenizer):
 
 def command(folder, *more):
     return ["run", "cpu_tiny", *SMALL, "--run-dir", str(folder), *more]
-
-
-def rows(folder):
-    lines = (folder / "metrics.jsonl").read_text().splitlines()
-    return [{k: v for k, v in json.loads(line).items() if not k.startswith(CLOCKS)} for line in lines]
 
 
 # Drawing
@@ -506,11 +498,12 @@ def test_what_is_no_run_is_refused(tmp_path, capsys):
 
 
 SCRIPT = """
-import sys, types
+import sys
 import train.job
 import train.run
-train.job.verify = lambda recipe: types.SimpleNamespace(ok=True, verdict="verified elsewhere")
+from tests.small_run import verified_elsewhere
 from train.cli import main
+train.job.verify = verified_elsewhere
 sys.exit(main(sys.argv[1:]))
 """
 
@@ -559,11 +552,12 @@ from contextlib import redirect_stderr
 import train.job
 import train.run
 from pathlib import Path
-from tests.test_driver import OK, command, main
-train.job.verify = lambda recipe: OK
-disk, told = sys.argv[1], []
+from tests.small_run import verified_elsewhere
+from train.cli import main
+train.job.verify = verified_elsewhere
+disk, kept, *words = sys.argv[1:]
+told = []
 subprocess.run(["mount", "-t", "tmpfs", "-o", "size=64k", "tmpfs", disk], check=True)
-words = command(f"{disk}/run", "--steps", "4")
 for size in range(128, 4096, 64):
     err = io.StringIO()
     with redirect_stderr(err):
@@ -574,7 +568,7 @@ for size in range(128, 4096, 64):
     subprocess.run(["mount", "-o", f"remount,size={size}k", disk], check=True)
     if Path(disk, "run", "config.toml").exists():
         words = ["resume", f"{disk}/run"]
-subprocess.run(["cp", "-r", f"{disk}/run", sys.argv[2]], check=True)
+subprocess.run(["cp", "-r", f"{disk}/run", kept], check=True)
 print(json.dumps(told))
 """
 
@@ -586,7 +580,16 @@ def test_on_a_disk_that_fills_up_again_and_again_it_ends_the_same(tmp_path):
     whole, disk, found = tmp_path / "whole", tmp_path / "disk", tmp_path / "found"
     assert main(command(whole, "--steps", "4")) == 0
     disk.mkdir()
-    words = ["unshare", "-rm", sys.executable, "-c", FULL, str(disk), str(found)]
+    words = [
+        "unshare",
+        "-rm",
+        sys.executable,
+        "-c",
+        FULL,
+        str(disk),
+        str(found),
+        *command(disk / "run", "--steps", "4"),
+    ]
     done = subprocess.run(words, capture_output=True, text=True, cwd=Path(__file__).parents[1])
     assert done.returncode == 0, done.stderr
     told = json.loads(done.stdout.splitlines()[-1])

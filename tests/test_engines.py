@@ -11,6 +11,7 @@ from types import SimpleNamespace
 import fake_vllm
 import pytest
 import torch
+from small_run import small, verified_elsewhere
 
 import train.engines.by_vllm
 import train.job
@@ -32,9 +33,7 @@ from train.watching.metrics import sampler_gap
 
 SHAPE = ModelConfig(width=32, mlp_width=48, layers=2, heads=2, key_value_heads=1)
 PROMPTS = [[256, 260, 19, 261], [256, 7, 8, 9, 10, 11, 261], [256, 1, 261], [256, 2, 261], [256, 3, 261]]
-SMALL = """--steps 2 --eval-samples 2 --data.test-problems 8 --warm-start.steps 3 --warm-start.batch 4
---rollout.prompts 4 --rollout.samples 2 --optimizer.prompts 2
---model.width 32 --model.mlp-width 32 --model.layers 2 --model.heads 2 --model.key-value-heads 1""".split()
+SMALL = small("--model.layers 2")
 
 
 @pytest.fixture(scope="module")
@@ -280,7 +279,7 @@ def test_the_policy_draws_as_many_at_once_as_it_was_told(tokenizer, monkeypatch)
 
 def test_a_canary_that_trips_ends_the_run_with_a_sentence(tmp_path, capfd, vllm, monkeypatch):
     vllm("second dead")
-    monkeypatch.setattr(train.job, "verify", lambda recipe: SimpleNamespace(ok=True, verdict="verified elsewhere"))
+    monkeypatch.setattr(train.job, "verify", verified_elsewhere)
     assert main(["run", "cpu_tiny", *SMALL, "--engine.kind", "vllm", "--run-dir", str(tmp_path / "run")]) == 1
     assert capfd.readouterr().err.startswith("train: a push left out model.embed_tokens.weight of the sampler")
 
@@ -312,7 +311,7 @@ with open_engine(EngineConfig("vllm", timeout=2.0), policy, tokenizer, t.demands
 @pytest.mark.full
 def test_what_vllm_refuses_is_said_before_anything_is_written(tmp_path, capfd, vllm, monkeypatch):
     vllm()
-    monkeypatch.setattr(train.job, "verify", lambda recipe: SimpleNamespace(ok=True, verdict="verified elsewhere"))
+    monkeypatch.setattr(train.job, "verify", verified_elsewhere)
 
     def refuse(**given):
         raise ValueError("No available memory for the cache blocks. Try increasing what is called otherwise here.")
@@ -385,7 +384,7 @@ def test_a_corrected_step_s_gradient_is_the_recipe_s_with_the_sampler(tokenizer,
 @pytest.mark.full
 def test_a_gap_is_measured_every_step_and_warned_of(tmp_path, capsys, monkeypatch):
     """An engine whose log-probabilities are 0.2 off is under the canary's limit and over the one that warns."""
-    monkeypatch.setattr(train.job, "verify", lambda recipe: SimpleNamespace(ok=True, verdict="verified elsewhere"))
+    monkeypatch.setattr(train.job, "verify", verified_elsewhere)
     own = Transformers.sample
 
     def off(self, *words, **named):

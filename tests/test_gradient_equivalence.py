@@ -9,6 +9,7 @@ import numpy as np
 import numpy_oracle
 import pytest
 import torch
+from divergence_facts import FACTS
 from hypothesis import example, given
 from hypothesis import strategies as st
 from strategies import (
@@ -41,14 +42,7 @@ from rpg_ref.objective import Objective
 # Below this float64 has no full precision.
 SUBNORMAL = 1e-300
 UNCLIPPED = [differentiable_loss, reinforce_loss]
-TERM = {
-    "fkl": "forward_kl",
-    "ufkl": "forward_kl",
-    "rkl": "reverse_kl",
-    "urkl": "reverse_kl",
-    "js": "js",
-    "chi2": "chi2",
-}
+TERM = {name: facts.term for name, facts in FACTS.items() if facts.term}
 
 
 def gradient_of(loss, leaf: torch.Tensor) -> torch.Tensor:

@@ -29,10 +29,10 @@ def values(p, q, r, R):
     return {
         "reward": np.sum(p * R),
         "entropy": -np.sum(p * np.log(p)),
-        "reverse_kl": -oracle.reverse_kl(p, r),
-        "forward_kl": -oracle.forward_kl(p, r),
-        "reverse_kl_old": -oracle.reverse_kl(p, q),
-        "forward_kl_old": -oracle.forward_kl(p, q),
+        "reverse_kl": -oracle.DIVERGENCE["rkl"](p, r),
+        "forward_kl": -oracle.DIVERGENCE["fkl"](p, r),
+        "reverse_kl_old": -oracle.DIVERGENCE["rkl"](p, q),
+        "forward_kl_old": -oracle.DIVERGENCE["fkl"](p, q),
     }
 
 

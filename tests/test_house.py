@@ -108,7 +108,9 @@ def test_importing_the_core_loads_no_audit_module():
 
 
 def test_the_tests_oracle_imports_only_numpy():
-    assert imports_of(ROOT / "tests/numpy_oracle.py") == {"numpy", "collections.abc"}
+    """Also through the facts about divergences, which it takes its definitions from."""
+    assert imports_of(ROOT / "tests/numpy_oracle.py") == {"numpy", "collections.abc", "divergence_facts"}
+    assert imports_of(ROOT / "tests/divergence_facts.py") == {"numpy", "collections.abc", "dataclasses"}
 
 
 @pytest.mark.parametrize("module", sorted(ROOT.glob("train/**/*.py")), ids=lambda p: p.stem)

@@ -11,6 +11,7 @@ import math
 
 import pytest
 import torch
+from divergence_facts import FACTS
 from hypothesis import given
 from hypothesis import strategies as st
 from strategies import (
@@ -384,10 +385,7 @@ def test_on_a_bound_a_token_is_dead(batch: Batch, name, beta, data):
 
 # Divergences ---------------------------------------------------------------------------------------------------------
 
-# D ≥ c·‖p − r‖₁²: Pinsker for the KLs, twice for their sum and over a mixture for JS, Cauchy–Schwarz for χ².
-PINSKER = {"fkl": 0.5, "ufkl": 0.5, "rkl": 0.5, "urkl": 0.5, "jeffreys": 1.0, "js": 0.125, "chi2": 1.0}
-SELF_CONJUGATE = {"jeffreys": "jeffreys", "js": "js"}
-CONJUGATE = {"fkl": "rkl", "rkl": "fkl", "ufkl": "urkl", "urkl": "ufkl"} | SELF_CONJUGATE
+CONJUGATE = {name: facts.conjugate for name, facts in FACTS.items() if facts.conjugate}
 
 
 def integrand(name: str, log_p: torch.Tensor, log_r: torch.Tensor) -> torch.Tensor:
@@ -402,9 +400,16 @@ def test_a_divergence_is_nonnegative_and_zero_only_at_equality(name, bandit: Ban
     log_p, log_r = (torch.tensor(x).log_softmax(-1) for x in (bandit.logits, bandit.old))
     terms = integrand(name, log_p, log_r)
     distance = (log_p.exp() - log_r.exp()).abs().sum()
-    assert terms.sum() >= PINSKER[name] * distance**2 - 1e-14
+    assert terms.sum() >= FACTS[name].pinsker * distance**2 - 1e-14
     assert name in ("fkl", "rkl") or bool((terms >= 0).all())
     assert integrand(name, log_p, log_p).sum() == 0
+
+
+@pytest.mark.parametrize("name", DIVERGENCE_NAMES)
+def test_no_larger_multiple_of_the_squared_distance_is_a_bound(name):
+    """Near p = r = (½, ½) a divergence is that multiple itself."""
+    log_p, log_r = (torch.tensor(x, dtype=torch.float64).log() for x in ([0.501, 0.499], [0.5, 0.5]))
+    assert_close(integrand(name, log_p, log_r).sum().item(), FACTS[name].pinsker * 0.002**2, rtol=1e-4, atol=0)
 
 
 @pytest.mark.parametrize("name", CONJUGATE)

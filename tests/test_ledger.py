@@ -8,7 +8,7 @@ from pathlib import Path
 
 import pytest
 
-from proofs import CLAIMS
+from proofs import CLAIMS, divergence_table
 from rpg_ref import DIVERGENCES, RECIPES
 from rpg_ref.cli import main
 from rpg_ref.ledger import LEDGER, Claim, about, explain, locate, page
@@ -70,6 +70,11 @@ def test_nothing_proved_is_left_out():
 
 def test_every_recipe_and_divergence_has_a_claim():
     assert not [name for name in {r.name for r in RECIPES.values()} | DIVERGENCES.keys() if not about(name)]
+
+
+def test_what_is_claimed_of_every_divergence_is_proved_of_every_one():
+    assert set(LEDGER["divergence_table"].about) == DIVERGENCES.keys() == divergence_table.TABLE.keys()
+    assert LEDGER["divergence_table"].about == LEDGER["curvature"].about
 
 
 def test_no_name_means_two_things():

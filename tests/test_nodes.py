@@ -11,12 +11,12 @@ import subprocess
 import sys
 import time
 from pathlib import Path
-from types import SimpleNamespace
 
 import pyarrow.parquet as parquet
 import pytest
 from safetensors.torch import load_file, save_file
-from test_ranks import ALONE, QUIET, ROOT, SMALL, finish, ranks_of, rows, start, wait_for
+from small_run import rows, verified_elsewhere
+from test_ranks import ALONE, QUIET, ROOT, SMALL, finish, ranks_of, start, wait_for
 
 from train import job, peers, ranks
 from train.cli import main
@@ -261,7 +261,7 @@ def test_a_start_that_gloo_waits_in_for_ever_is_ended():
 @pytest.mark.full
 def test_run_or_resume_begins_where_a_kill_left_nothing_but_a_file_half_written(tmp_path, monkeypatch, capsys):
     """Then goes on, and refuses another command for the same folder."""
-    monkeypatch.setattr(job, "verify", lambda recipe: SimpleNamespace(ok=True, verdict="verified elsewhere"))
+    monkeypatch.setattr(job, "verify", verified_elsewhere)
     (tmp_path / "run").mkdir()
     (tmp_path / "run/.config.toml.1.tmp").touch()
     words = [*RUN, "--warm-start.steps", "1", "--steps", "1", "--run-dir", str(tmp_path / "run")]

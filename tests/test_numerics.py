@@ -6,6 +6,7 @@ import mpmath
 import numpy as np
 import pytest
 import torch
+from divergence_facts import FACTS
 from hypothesis import example, given
 from hypothesis import strategies as st
 from strategies import DIVERGENCE_NAMES
@@ -18,38 +19,18 @@ DIGITS = 340
 GRID = [s * x for s in (1.0, -1.0) for x in (*np.geomspace(1e-30, 80.0, 400), 0.5, 1.0, 2.0, 80.0)]
 EDGES = [np.nextafter(s * x, s * y) for s in (1, -1) for x in (0.5, 1.0, 2.0) for y in (0.0, 9.0)]
 LOG_RATIOS = [*GRID, *EDGES]
-ULPS = {name: 64 if name == "js" else 8 for name in DIVERGENCE_NAMES}
+ULPS = {name: facts.ulps for name, facts in FACTS.items()}
 
 
 def generator(name: str, d: mpmath.mpf) -> mpmath.mpf:
     """f(v) as the table of divergences prints it, at v = eᵈ."""
-    v, log = mpmath.exp(d), mpmath.log
-    return {
-        "fkl": lambda: -d,
-        "ufkl": lambda: v - 1 - d,
-        "rkl": lambda: v * d,
-        "urkl": lambda: v * d - v + 1,
-        "jeffreys": lambda: (v - 1) * d,
-        "js": lambda: (v * d - (1 + v) * log((1 + v) / 2)) / 2,
-        "chi2": lambda: (v - 1) ** 2,
-    }[name]()
+    return FACTS[name].f(mpmath.exp(d), mpmath.log)
 
 
 def generator_slope(name: str, d: mpmath.mpf) -> mpmath.mpf:
     """v·f′(v), with the table's f′."""
     v = mpmath.exp(d)
-    return (
-        v
-        * {
-            "fkl": lambda: -1 / v,
-            "ufkl": lambda: 1 - 1 / v,
-            "rkl": lambda: d + 1,
-            "urkl": lambda: d,
-            "jeffreys": lambda: d + 1 - 1 / v,
-            "js": lambda: mpmath.log(2 * v / (1 + v)) / 2,
-            "chi2": lambda: 2 * (v - 1),
-        }[name]()
-    )
+    return v * FACTS[name].f_prime(v, mpmath.log)
 
 
 def ulps(found: float, exact: mpmath.mpf, dtype: torch.dtype) -> float:
@@ -93,18 +74,6 @@ def test_generator_and_slope_anywhere(name, d):
         assert worst(row.slope, lambda d: generator_slope(name, d), [x], dtype) <= ULPS[name]
 
 
-# Of what magnitude a slope is: its rounding is relative to that, down to the smallest v, which a large u may undo.
-MAGNITUDE = {
-    "fkl": lambda d, v: 1,
-    "ufkl": lambda d, v: min(1, abs(d)) * max(1, v),
-    "rkl": lambda d, v: v * (1 + abs(d)),
-    "urkl": lambda d, v: min(1, abs(d)) * v * (1 + abs(d)),
-    "jeffreys": lambda d, v: min(1, abs(d)) * (1 + v * (1 + abs(d))),
-    "js": lambda d, v: min(1, abs(d)) * v * (1 + abs(d)),
-    "chi2": lambda d, v: min(1, abs(d)) * v * max(1, v),
-}
-
-
 @pytest.mark.parametrize("dtype", [torch.float32, torch.float64])
 @pytest.mark.parametrize("name", DIVERGENCE_NAMES)
 def test_autograd_of_f_is_the_slope(name, dtype):
@@ -114,7 +83,7 @@ def test_autograd_of_f_is_the_slope(name, dtype):
     info = torch.finfo(dtype)
     with mpmath.workdps(DIGITS):
         for g, d in zip(found.tolist(), map(mpmath.mpf, x.tolist()), strict=True):
-            size = MAGNITUDE[name](d, mpmath.exp(d))
+            size = FACTS[name].slope_size(d, mpmath.exp(d))
             if 1e3 * info.tiny <= size <= info.max:
                 assert abs(mpmath.mpf(g) - generator_slope(name, d)) <= 4 * info.eps * size, (name, d)
 
@@ -150,9 +119,7 @@ def test_zero_at_one_and_beyond_overflow(name):
 
 def test_every_row_is_named_and_says_whose_histories_its_chain_rule_averages_over():
     histories = {name: (row.name, row.history) for name, row in DIVERGENCES.items()}
-    forward, reverse = dict.fromkeys(("fkl", "ufkl"), "reference"), dict.fromkeys(("rkl", "urkl"), "current")
-    none = dict.fromkeys(("jeffreys", "js", "chi2"))
-    assert histories == {name: (name, history) for name, history in (forward | reverse | none).items()}
+    assert histories == {name: (name, facts.history) for name, facts in FACTS.items()}
 
 
 @pytest.mark.parametrize("name", DIVERGENCE_NAMES)

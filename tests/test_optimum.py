@@ -1,13 +1,16 @@
 """Where the penalised objective is largest, and what a moving reference composes to (PAPER §9).
 
 J(π) = Σ π R − β Σ r f(π/r) is largest over all policies where R − β f′(v) is one number λ, v = π/r. The inverses of f′
-below are by hand; gradients are the NumPy oracle's and those of the losses as shipped, off-policy.
+are by hand (divergence_facts); gradients are the NumPy oracle's and those of the losses as shipped, off-policy.
 """
+
+from functools import partial
 
 import numpy as np
 import numpy_oracle
 import pytest
 import torch
+from divergence_facts import FACTS
 from hypothesis import assume, given
 from hypothesis import strategies as st
 from numpy_oracle import DIVERGENCE, bandit_objective
@@ -17,28 +20,10 @@ from rpg_ref import differentiable_loss, reinforce_loss
 
 # At 0.04 a reward of 3 is 75 nats; at 1e-4 the optimum would underflow.
 optimum_betas = st.sampled_from([0.04, 0.5, 1.0, 3.0])
-CURVATURE = dict(zip(DIVERGENCE_NAMES, (1, 1, 1, 1, 2, 0.25, 2), strict=True))
+CURVATURE = {name: facts.curvature for name, facts in FACTS.items()}
 """f″(1)."""
-
-
-def inverse_jeffreys(y):
-    """v with log v + 1 − 1/v = y, by Newton's method on log v from its left, where it only ever rises."""
-    x = np.where(y < 0, -np.log(np.maximum(1 - y, 1)), np.maximum(y - 1, 0))
-    for _ in range(7):
-        x = x - (x + 1 - np.exp(-x) - y) / (1 + np.exp(-x))
-    return np.exp(x)
-
-
-# f′ and its inverse. That of χ² is cut at v = 0: f′(0) = −2 is finite, so an arm may be given up.
-SLOPE = {
-    "fkl": (lambda v: -1 / v, lambda y: -1 / y),
-    "ufkl": (lambda v: 1 - 1 / v, lambda y: 1 / (1 - y)),
-    "rkl": (lambda v: np.log(v) + 1, lambda y: np.exp(y - 1)),
-    "urkl": (np.log, np.exp),
-    "jeffreys": (lambda v: np.log(v) + 1 - 1 / v, inverse_jeffreys),
-    "js": (lambda v: np.log(2 * v / (1 + v)) / 2, lambda y: np.exp(2 * y) / (2 - np.exp(2 * y))),
-    "chi2": (lambda v: 2 * (v - 1), lambda y: np.maximum(1 + y / 2, 0)),
-}
+SLOPE = {name: (partial(facts.f_prime, log=np.log), facts.inverse) for name, facts in FACTS.items()}
+"""f′ and its inverse."""
 
 
 def optimum(name, reward, ref, beta):
@@ -78,23 +63,13 @@ def gradients(name, p, q, reward, ref, beta):
 # The closed form -----------------------------------------------------------------------------------------------------
 
 LOG = np.log
-# β f′(3/2) and β f′(1/2) at β = 1: with these rewards the optimum from (½, ½) is (¾, ¼).
-REWARD = {
-    "fkl": (-2 / 3, -2),
-    "ufkl": (1 / 3, -1),
-    "rkl": (LOG(1.5), LOG(0.5)),
-    "urkl": (LOG(1.5), LOG(0.5)),
-    "jeffreys": (LOG(1.5) + 1 / 3, LOG(0.5) - 1),
-    "js": (LOG(6 / 5) / 2, LOG(2 / 3) / 2),
-    "chi2": (1, -1),
-}
 
 
 @pytest.mark.parametrize("beta", [1.0, 0.1])
 @pytest.mark.parametrize("name", DIVERGENCE_NAMES)
 def test_three_to_one_is_where_each_row_comes_to_rest(name, beta):
     """And where no other does: the same reward at β/2 still pulls."""
-    reward, half, p = beta * np.array(REWARD[name], float), np.full(2, 0.5), np.array([0.75, 0.25])
+    reward, half, p = beta * np.array(FACTS[name].resting_rewards, float), np.full(2, 0.5), np.array([0.75, 0.25])
     found, lagrange = optimum(name, reward + 7, half, beta)
     assert np.abs(found - p).max() < 1e-14
     assert lagrange == pytest.approx(7 - beta * (name == "rkl"), abs=1e-14)
@@ -145,26 +120,6 @@ def test_chi_squared_gives_an_arm_up_and_the_gradient_never_rests():
 # How far below the optimum any other policy is -----------------------------------------------------------------------
 
 
-def ukl(p, s):
-    return np.sum(p * np.log(p / s) - p + s)
-
-
-def itakura_saito(p, s, r):
-    return np.sum(r * (p / s - 1 - np.log(p / s)))
-
-
-# J(π*) − J(π) = β Σ r·(f(v) − f(v*) − f′(v*)(v − v*)), f's Bregman divergence, for π = p and π* = s.
-GAP = {
-    "fkl": itakura_saito,
-    "ufkl": itakura_saito,
-    "rkl": lambda p, s, r: DIVERGENCE["rkl"](p, s),
-    "urkl": lambda p, s, r: DIVERGENCE["rkl"](p, s),
-    "jeffreys": lambda p, s, r: ukl(p, s) + itakura_saito(p, s, r),
-    "js": lambda p, s, r: (ukl(p, s) - ukl(p + r, s + r)) / 2,
-    "chi2": lambda p, s, r: np.sum((p - s) ** 2 / r),
-}
-
-
 @given(bandit=bandits(), name=divergence_names, beta=optimum_betas)
 def test_the_gap_to_the_optimum_is_beta_times_a_divergence_from_it(bandit: Bandit, name, beta):
     """For the reverse KL J(π*) − J(π) = β KL(π‖π*); for χ² it is χ² again, for the forward KL Itakura and Saito's."""
@@ -173,7 +128,7 @@ def test_the_gap_to_the_optimum_is_beta_times_a_divergence_from_it(bandit: Bandi
     assume(best.min() > 0)
     assume(best.min() > 1e-8 or name != "chi2")
     J = bandit_objective(name, beta, bandit.reward, ref)
-    found, expected = J(np.log(best)) - J(np.log(p)), beta * GAP[name](p, best, ref)
+    found, expected = J(np.log(best)) - J(np.log(p)), beta * FACTS[name].bregman(p, best, ref)
     size = 1 + beta * (DIVERGENCE[name](p, ref) + DIVERGENCE[name](best, ref) + ref.sum()) + abs(expected)
     assert abs(found - expected) < 1e-11 * size
     assert found > -1e-11 * size

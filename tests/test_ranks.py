@@ -1,6 +1,5 @@
 """Two processes against one: on_ranks.py does the same in both, and here it is compared; and ranks that die."""
 
-import json
 import os
 import random
 import shutil
@@ -14,6 +13,7 @@ import pytest
 import torch
 from hypothesis import given
 from hypothesis import strategies as st
+from small_run import rows, small
 
 from train import ranks
 from train.batch import split
@@ -122,13 +122,11 @@ def test_a_split_is_a_partition_within_its_budget(lengths, budget, number):
     counts = [sum(map(len, parts)) for parts in dealt]
     assert max(counts) - min(counts) <= 1
     assert any(parts[-1] for parts in dealt), "no pass is made that no rank needs"
-    for rows in (rows for parts in dealt for rows in parts if len(rows) > 1 and budget):
-        assert len(rows) * sum(max(lengths[row][of] for row in rows) for of in (0, 1)) <= budget
+    for part in (part for parts in dealt for part in parts if len(part) > 1 and budget):
+        assert len(part) * sum(max(lengths[row][of] for row in part) for of in (0, 1)) <= budget
 
 
-SMALL = """--steps 5 --eval-samples 2 --data.test-problems 8 --warm-start.steps 2 --warm-start.batch 4
---rollout.prompts 4 --rollout.samples 2 --optimizer.prompts 2 --checkpoint-every 1 --model.width 32 --model.mlp-width 32
---model.layers 1 --model.heads 2 --model.key-value-heads 1 --reference.replace never""".split()
+SMALL = small("--steps 5 --warm-start.steps 2 --checkpoint-every 1 --reference.replace never")
 
 
 def command(folder, launcher=TWO):
@@ -159,12 +157,6 @@ def wait_for(path, process):
     while not path.exists() and process.poll() is None:
         assert time.monotonic() < until
         time.sleep(0.02)
-
-
-def rows(folder):
-    lines = (folder / "metrics.jsonl").read_text().splitlines()
-    clocks = ("seconds", "tokens_per_second")
-    return [{k: v for k, v in json.loads(line).items() if not k.startswith(clocks)} for line in lines]
 
 
 @pytest.mark.full

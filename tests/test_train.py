@@ -8,6 +8,7 @@ from types import SimpleNamespace
 import matplotlib.image
 import pytest
 import torch
+from small_run import SMALL, verified_elsewhere
 from tiers import quick
 from transformers import AutoModelForCausalLM, AutoTokenizer
 
@@ -33,11 +34,6 @@ from train.seeds import derive
 from train.tokenizer import answer_ids, build_tokenizer, prompt_ids
 from train.warm_start import demonstrate
 from train.watching.clock import Clock
-
-SMALL = """--steps 2 --eval-samples 2 --data.test-problems 8 --warm-start.steps 3 --warm-start.batch 4
---rollout.prompts 4 --rollout.samples 2 --optimizer.prompts 2
---model.width 32 --model.mlp-width 32 --model.layers 1 --model.heads 2 --model.key-value-heads 1""".split()
-OK = SimpleNamespace(ok=True, verdict="verified elsewhere")
 
 
 @pytest.fixture(scope="module")
@@ -276,7 +272,7 @@ def test_a_small_run_writes_everything_and_its_checkpoint_reloads(tmp_path, caps
 
 def test_the_checkpoint_is_the_model_that_was_trained(tmp_path, monkeypatch):
     trained = []
-    monkeypatch.setattr(train.job, "verify", lambda recipe: OK)
+    monkeypatch.setattr(train.job, "verify", verified_elsewhere)
     monkeypatch.setattr(train.run, "build_model", lambda *a: trained.append(build_model(*a)) or trained[0])
     assert main(command(tmp_path / "run")) == 0
     reloaded = AutoModelForCausalLM.from_pretrained(tmp_path / "run" / "model")
@@ -287,7 +283,7 @@ def test_the_checkpoint_is_the_model_that_was_trained(tmp_path, monkeypatch):
 
 @pytest.mark.full
 def test_the_same_seed_gives_the_same_numbers_and_another_gives_others(tmp_path, monkeypatch):
-    monkeypatch.setattr(train.job, "verify", lambda recipe: OK)
+    monkeypatch.setattr(train.job, "verify", verified_elsewhere)
     runs = []
     for name, seed in (("a", "0"), ("b", "0"), ("c", "1")):
         assert main(command(tmp_path / name, "--seed", seed)) == 0
@@ -298,7 +294,7 @@ def test_the_same_seed_gives_the_same_numbers_and_another_gives_others(tmp_path,
 
 @pytest.mark.parametrize("recipe", quick(["rpg-rkl", "grpo", "rpg-ufkl-clip-as-printed"], ["rpg-rkl"]))
 def test_other_recipes_run_on_a_user_s_own_file(tmp_path, monkeypatch, recipe):
-    monkeypatch.setattr(train.job, "verify", lambda recipe: OK)
+    monkeypatch.setattr(train.job, "verify", verified_elsewhere)
     path = tmp_path / "mine.jsonl"
     rows = [
         {"prompt": [{"role": "user", "content": f"say {i}"}], "reward_model": {"ground_truth": str(i)}}
@@ -336,7 +332,7 @@ def test_the_recipe_that_is_verified_is_the_one_with_the_run_s_beta(tmp_path, mo
 
 
 def test_a_run_folder_is_never_overwritten(tmp_path, capsys, monkeypatch):
-    monkeypatch.setattr(train.job, "verify", lambda recipe: OK)
+    monkeypatch.setattr(train.job, "verify", verified_elsewhere)
     (tmp_path / "precious").write_text("x")
     for folder in (tmp_path, tmp_path / "precious"):
         assert "exists already; choose another with --run-dir" in refusal(capsys, *command(folder))
@@ -378,7 +374,7 @@ def test_a_run_folder_is_never_overwritten(tmp_path, capsys, monkeypatch):
     ],
 )
 def test_bad_input_is_one_line_that_names_it_and_its_remedy(capsys, monkeypatch, tmp_path, arguments, message):
-    monkeypatch.setattr(train.job, "verify", lambda recipe: OK)
+    monkeypatch.setattr(train.job, "verify", verified_elsewhere)
     monkeypatch.chdir(tmp_path)
     assert message in refusal(capsys, *arguments.split())
     assert not list(tmp_path.iterdir())

@@ -1,7 +1,6 @@
 """The real vLLM: `make check-vllm` runs these in an environment of its own, on the processor."""
 
 import dataclasses
-import json
 import math
 import re
 import subprocess
@@ -13,6 +12,7 @@ import torch
 
 pytest.importorskip("vllm")
 
+from small_run import rows
 from test_engines import PROMPTS, demands
 
 import train.engines.by_vllm
@@ -31,7 +31,6 @@ SHAPE = ModelConfig(width=64, mlp_width=96, layers=2, heads=2, key_value_heads=1
 SETTINGS = EngineConfig("vllm", kv_gib=0.1, timeout=120.0)
 SHORT = """--steps 2 --eval-samples 2 --data.test-problems 16 --warm-start.steps 20 --rollout.prompts 8
 --optimizer.prompts 2 --threads 1 --checkpoint-every 2 --engine.kind vllm --engine.kv-gib 0.1""".split()
-CLOCKS = ("seconds", "tokens_per_second")
 
 
 @pytest.fixture(scope="module")
@@ -154,11 +153,6 @@ def launch(*words, processes=1):
     done = subprocess.run(command, capture_output=True, text=True, timeout=900)
     assert done.returncode == 0, done.stdout + done.stderr
     return done.stdout
-
-
-def rows(folder):
-    lines = (folder / "metrics.jsonl").read_text().splitlines()
-    return [{k: v for k, v in json.loads(line).items() if not k.startswith(CLOCKS)} for line in lines]
 
 
 @pytest.mark.parametrize("processes", [1, 2])

@@ -4,11 +4,11 @@ import json
 import math
 import re
 from pathlib import Path
-from types import SimpleNamespace
 
 import numpy as np
 import pytest
 import torch
+from small_run import small, verified_elsewhere
 
 import train.job
 import train.run
@@ -28,14 +28,12 @@ from train.watching.metrics import METRICS, drift, page
 
 ROOT = Path(__file__).parents[1]
 SHAPE = ModelConfig(width=32, mlp_width=32, layers=1, heads=2, key_value_heads=1)
-SMALL = """--steps 3 --eval-samples 2 --eval-every 2 --data.test-problems 8 --warm-start.steps 2 --warm-start.batch 4
---rollout.prompts 4 --rollout.samples 2 --optimizer.prompts 2 --reference.replace never
---model.width 32 --model.mlp-width 32 --model.layers 1 --model.heads 2 --model.key-value-heads 1""".split()
+SMALL = small("--steps 3 --warm-start.steps 2 --eval-every 2 --reference.replace never")
 
 
 @pytest.fixture(autouse=True)
-def verified_elsewhere(monkeypatch):
-    monkeypatch.setattr(train.job, "verify", lambda recipe: SimpleNamespace(ok=True, verdict="verified elsewhere"))
+def no_verification(monkeypatch):
+    monkeypatch.setattr(train.job, "verify", verified_elsewhere)
 
 
 @pytest.mark.parametrize("recipe", ["rpg-reinforce-urkl-clip", "cispo"])

@@ -6,14 +6,14 @@ A policy is a table of next-token log-probabilities, one row per state of a pref
 
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass
-from functools import cache
+from functools import cache, partial
 from typing import NamedTuple
 
 import torch
 from jaxtyping import Bool, Float, Int
 from torch import Tensor, nn
 
-from rpg_ref.objective import GAINS, Objective
+from rpg_ref.objective import GAINS, TERMS, Objective
 
 
 @dataclass(frozen=True)
@@ -160,10 +160,16 @@ TERM_VALUES: dict[str, Callable[[Policies, Tensor], Tensor]] = {
     "forward_kl":     lambda pi, R: DEFINITIONS["fkl"](pi.current, pi.ref),
     "reverse_kl_old": lambda pi, R: DEFINITIONS["rkl"](pi.current, pi.old),
     "forward_kl_old": lambda pi, R: DEFINITIONS["fkl"](pi.current, pi.old),
-    "js":             lambda pi, R: DEFINITIONS["js"](pi.current, pi.ref),
-    "chi2":           lambda pi, R: DEFINITIONS["chi2"](pi.current, pi.ref),
 }
 # fmt: on
+
+
+def _from_reference(definition: Definition, policies: Policies, reward: Tensor) -> Tensor:
+    return definition(policies.current, policies.ref)
+
+
+# A term that is named like a divergence is that divergence from the reference.
+TERM_VALUES |= {name: partial(_from_reference, DEFINITIONS[name]) for name in TERMS if name in DEFINITIONS}
 
 
 def continuation_value(

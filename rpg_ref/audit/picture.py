@@ -8,7 +8,7 @@ from rpg_ref.audit.run import Row
 from rpg_ref.objective import GAINS, TERMS, Objective
 
 _LABEL_WIDTH = 48
-_COLOURS = dict(zip(TERMS, ("tab:blue", "tab:orange", *(f"C{i}" for i in range(2, 8))), strict=True))
+_COLOURS = {name: f"C{i}" for i, name in enumerate(TERMS)}
 
 
 def draw(library: str, rows: Sequence[Row], path: Path) -> None:

@@ -12,6 +12,7 @@ formula; the rest of the computation is the one that gives the right answer.
 import json
 import math
 import random
+import re
 import sys
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass, fields, replace
@@ -23,31 +24,18 @@ import mpmath
 from mpmath import im, inf, mp, mpc, mpf, sqrt
 from mpmath import re as SG
 
+sys.path.append(str(Path(__file__).parents[1]))  # where divergence_facts is when this file runs as a script
+from divergence_facts import FACTS
+
 HERE = Path(__file__).parent
 mp.dps = 180
 STEP = mpf(10) ** -1000
 exp, log = lru_cache(mpmath.exp), lru_cache(mpmath.log)
 
 # ---------------------------------------------------------------------------------------------------- divergences
-# D = E_ref[f(v)], v = π_θ/π_ref; then f′, from the table of the paper.
-F = {
-    "fkl": lambda v: -log(v),
-    "ufkl": lambda v: v - 1 - log(v),
-    "rkl": lambda v: v * log(v),
-    "urkl": lambda v: v * log(v) - v + 1,
-    "jeffreys": lambda v: (v - 1) * log(v),
-    "js": lambda v: (v * log(v) - (1 + v) * log((1 + v) / 2)) / 2,
-    "chi2": lambda v: (v - 1) ** 2,
-}
-F_PRIME = {
-    "fkl": lambda v: -1 / v,
-    "ufkl": lambda v: 1 - 1 / v,
-    "rkl": lambda v: log(v) + 1,
-    "urkl": lambda v: log(v),
-    "jeffreys": lambda v: log(v) + 1 - 1 / v,
-    "js": lambda v: log(2 * v / (1 + v)) / 2,
-    "chi2": lambda v: 2 * (v - 1),
-}
+# D = E_ref[f(v)], v = π_θ/π_ref; then f′. Both are written out in tests/divergence_facts.py.
+F = {name: partial(facts.f, log=log) for name, facts in FACTS.items()}
+F_PRIME = {name: partial(facts.f_prime, log=log) for name, facts in FACTS.items()}
 OTHER_DIRECTION = {"fkl": "rkl", "ufkl": "urkl", "rkl": "fkl", "urkl": "ufkl"}
 OTHER_MASS = {"fkl": "ufkl", "ufkl": "fkl", "rkl": "urkl", "urkl": "rkl"}
 
@@ -1063,11 +1051,9 @@ POINTS = {"tiny log-ratios": TINY, "ordinary log-ratios, and 0": [*ORDINARY, 0.0
 
 
 def divergences(name, claim):
-    of_symmetric = {"jeffreys": "half_jeffreys", "js": "js_sign_error", "chi2": "half_chi2 roles_swapped"}
-    swapped = of_symmetric.get(name, "roles_swapped")
     for comment, points in POINTS.items():
         mass = kl_mistakes(name).split()[-1:] if name in OTHER_MASS else []
-        yield from function(name, " ".join([swapped, *mass]), points, comment, claim)
+        yield from function(name, " ".join([*FACTS[name].wrong_functions, *mass]), points, comment, claim)
 
 
 def estimators(name, claim):
@@ -1266,18 +1252,25 @@ def text(topic: str) -> str:
     return "{" + opening + '"cases": [\n' + ",\n".join(map(lines, cases(topic=topic))) + "\n]}\n"
 
 
+def schema() -> str:
+    """The schema on file, with the names of the divergences in the place of those that it lists."""
+    names = ", ".join(f'"{name}"' for name in F)
+    on_file = Path(__file__).with_name("schema.json").read_text("utf-8")
+    return re.sub(r'(?<="divergence": { "enum": \[).*?(?=\])', names, on_file)
+
+
 def main(arguments: list[str]) -> int:
-    files = {HERE / f"{topic}.json": topic for topic in TOPICS}
+    files = {HERE / f"{topic}.json": partial(text, topic) for topic in TOPICS} | {HERE / "schema.json": schema}
     if arguments == ["--check"]:
-        stale = [path for path, topic in files.items() if not path.exists() or path.read_text("utf-8") != text(topic)]
+        stale = [path for path, write in files.items() if not path.exists() or path.read_text("utf-8") != write()]
         print("\n".join(f"{path.name} is not what generate.py writes" for path in stale) or "all as generated")
         return bool(stale)
     if arguments:
         found = cases(claim=arguments[0])
         print(json.dumps(found, ensure_ascii=False, indent=1) if found else f"no case of the claim {arguments[0]!r}")
         return not found
-    for path, topic in files.items():
-        path.write_text(text(topic), "utf-8")
+    for path, write in files.items():
+        path.write_text(write(), "utf-8")
     return 0
 
 
