@@ -4,11 +4,15 @@ VENV   := .venv
 PY     := $(VENV)/bin/python
 READY  := $(VENV)/.ready
 QUIET  := --quiet --disable-pip-version-check
+# For environments that take minutes: pip names each package while it is fetched.
+ALOUD  := --disable-pip-version-check --progress-bar off
 TARGETS := rpg-ref trl liger verl openrlhf rpg-in-trl rpg-in-verl
 # Outside .venv: no plugins of jaxtyping's or xdist's, and the warnings of others are theirs.
 PLAIN := -o addopts="-q --strict-markers --strict-config" -o filterwarnings=default
 PRESETS := qwen3_4b_2k qwen3_4b_4k qwen3_4b_8k qwen25_7b_instruct_2k
 DIVIDE := 16
+# Where pages that are made from code are written.
+DOCS   := docs
 
 .PHONY: docs docs-serve check-docs portrait train test coverage nightly mutants slow smollm2 bench bench-loss bench-plan experiments verify audit check-audit check-trl check-verl ledger proofs lint types rehearse check-vllm clean
 
@@ -19,16 +23,16 @@ test: $(READY)       ## property tests, exact-gradient tests and every symbolic 
 	$(PY) -m pytest -n 2
 
 coverage: $(READY)   ## every branch of rpg_ref is run by a test
-	$(PY) -m pytest -n 2 --cov=rpg_ref --cov-branch --cov-report=term-missing:skip-covered --cov-fail-under=100
+	$(PY) -m pytest -n 2 --cov=rpg_ref --cov-branch --cov-report=term-missing:skip-covered --cov-fail-under=100 $(ARGS)
 
 nightly: $(READY)    ## every property with 5,000 random examples; hours, without the checks of shapes
-	HYPOTHESIS_PROFILE=nightly $(PY) -m pytest -n 2 -m "hypothesis and not slow" -o addopts="-q --strict-markers --strict-config"
+	HYPOTHESIS_PROFILE=nightly $(PY) -m pytest -n 2 -m "hypothesis and not slow" -o addopts="-q --strict-markers --strict-config" $(ARGS)
 
-mutants: $(READY)    ## which test kills each mutant of the core: mutmut's and those made by hand; resumable
-	$(PY) tests/mutants.py
+mutants: $(READY)    ## which test kills each mutant of the core: mutmut's and those made by hand; resumable; make mutants ARGS="--only 3"
+	$(PY) tests/mutants.py $(ARGS)
 
 slow: $(READY) smollm2  ## the checks that take minutes: whole training runs
-	$(PY) -m pytest -m slow
+	$(PY) -m pytest -m slow $(ARGS)
 
 smollm2: $(READY)    ## the real SmolLM2-135M-Instruct, for the preset cpu_smollm2 (93 MB)
 	$(PY) -m pip install $(QUIET) --constraint constraints.txt --editable '.[train,gguf]'
@@ -48,7 +52,7 @@ experiments: $(READY)  ## four recipes, five seeds each, into docs/experiments; 
 	PYTHONPATH=. $(PY) -P tests/benchmarks/experiments.py $(ARGS)
 
 verify: $(READY)     ## every recipe against the exact oracle, on this machine
-	$(VENV)/bin/rpg-ref verify
+	$(VENV)/bin/rpg-ref verify $(ARGS)
 
 audit: $(TARGETS:%=audit-%)  ## what trl, liger, verl, openrlhf, this package and its recipes inside trl and verl really optimise, into docs/audit
 
@@ -60,9 +64,11 @@ check-trl: .audit/trl/.ready  ## the recipes inside the real TRL: training, ever
 check-verl: .audit/verl/.ready  ## the recipes inside the real verl: its policy losses, its worker under Ray, our YAML
 	.audit/verl/bin/python -m pytest tests/test_verl.py $(PLAIN)
 
-rehearse: $(READY)   ## each of the paper's presets in small: two processes, a step, resumed, evaluated (make rehearse PRESETS=qwen3_4b_2k)
+rehearse: $(READY)   ## each of the paper's presets in small: two processes, a step, resumed, evaluated; make rehearse PRESETS=qwen3_4b_2k
 	rm -rf rehearsals
-	set -e; for preset in $(PRESETS); do $(PY) -m train rehearse $$preset --divide $(DIVIDE) --out rehearsals/$$preset; rm -rf rehearsals/$$preset; done
+	set -e; number=0; for preset in $(PRESETS); do number=$$((number + 1)); \
+	echo "make: preset $$number/$(words $(PRESETS)), $$preset (about two minutes each)" >&2; \
+	$(PY) -m train rehearse $$preset --divide $(DIVIDE) --out rehearsals/$$preset; rm -rf rehearsals/$$preset; done
 
 # vLLM pins what others pin otherwise: an environment of its own. torch first and by itself, as below.
 .vllm/.ready: tests/vllm.txt pyproject.toml
@@ -79,18 +85,19 @@ check-vllm: .vllm/.ready  ## the vLLM engine for real, on the processor: what it
 	rm -rf rehearsals/vllm
 
 ledger: $(READY)     ## write the pages that are made from code: docs/certificate.txt, docs/ledger.md, docs/metrics.md
-	$(PY) -m proofs > docs/certificate.txt
-	$(PY) -c "from rpg_ref.ledger import page; print(page())" > docs/ledger.md
-	$(PY) -c "from train.watching.metrics import page; print(page(), end='')" > docs/metrics.md
+	$(PY) -m proofs $(ARGS) > $(DOCS)/certificate.txt
+	$(PY) -c "from rpg_ref.ledger import page; print(page())" > $(DOCS)/ledger.md
+	$(PY) -c "from train.watching.metrics import page; print(page(), end='')" > $(DOCS)/metrics.md
 
 proofs: $(READY)     ## print the symbolic certificate
-	$(PY) -m proofs
+	$(PY) -m proofs $(ARGS)
 
 # The libraries' pins exclude one another: each environment has its own, with the packages in rpg_ref/audit/targets.
 .audit/%/.ready: rpg_ref/audit/targets/%.txt rpg_ref/audit/targets/%-no-deps.txt
+	@echo "make: installing $* into .audit/$* (about 1 GB; a few minutes)" >&2
 	$(PYTHON) -m venv .audit/$*
-	.audit/$*/bin/python -m pip install $(QUIET) --requirement rpg_ref/audit/targets/$*.txt
-	.audit/$*/bin/python -m pip install $(QUIET) --no-deps --requirement rpg_ref/audit/targets/$*-no-deps.txt
+	.audit/$*/bin/python -m pip install $(ALOUD) --requirement rpg_ref/audit/targets/$*.txt >&2
+	.audit/$*/bin/python -m pip install $(ALOUD) --no-deps --requirement rpg_ref/audit/targets/$*-no-deps.txt >&2
 	.audit/$*/bin/python -m pip install $(QUIET) --no-deps --editable .
 	touch $@
 
@@ -107,7 +114,7 @@ proofs: $(READY)     ## print the symbolic certificate
 .PRECIOUS: .audit/%/.ready
 
 audit-%: .audit/%/.ready
-	.audit/$*/bin/rpg-ref audit $* --out docs/audit
+	.audit/$*/bin/rpg-ref audit $* --out $(DOCS)/audit
 
 check-audit-%: .audit/%/.ready
 	.audit/$*/bin/rpg-ref audit $* --check docs/audit/$*.json
@@ -123,7 +130,7 @@ check-docs: docs     ## every page in headless Chromium without a network, pictu
 	$(PY) -m pytest tests/test_site.py tests/test_kit.py -o addopts="-q --strict-markers --strict-config"
 
 portrait: $(READY)   ## the README's first picture, drawn from the oracle, into docs/assets
-	$(PY) -m docs.kit.portrait docs/assets/portrait.png
+	$(PY) -m docs.kit.portrait $(DOCS)/assets/portrait.png
 
 lint: $(READY)
 	$(VENV)/bin/ruff check .
