@@ -11,6 +11,7 @@ TARGETS := rpg-ref trl liger verl openrlhf rpg-in-trl rpg-in-verl
 PLAIN := -o addopts="-q --strict-markers --strict-config" -o filterwarnings=default
 PRESETS := qwen3_4b_2k qwen3_4b_4k qwen3_4b_8k qwen25_7b_instruct_2k
 DIVIDE := 16
+EXAMPLES := 5000
 # Where pages that are made from code are written.
 DOCS   := docs
 
@@ -26,7 +27,7 @@ coverage: $(READY)   ## every branch of rpg_ref is run by a test
 	$(PY) -m pytest -n 2 --cov=rpg_ref --cov-branch --cov-report=term-missing:skip-covered --cov-fail-under=100 $(ARGS)
 
 nightly: $(READY)    ## every property with 5,000 random examples; hours, without the checks of shapes
-	HYPOTHESIS_PROFILE=nightly $(PY) -m pytest -n 2 -m "hypothesis and not slow" -o addopts="-q --strict-markers --strict-config" $(ARGS)
+	HYPOTHESIS_PROFILE=nightly EXAMPLES=$(EXAMPLES) $(PY) -m pytest -n 2 -m "hypothesis and not slow" -o addopts="-q --strict-markers --strict-config" $(ARGS)
 
 mutants: $(READY)    ## which test kills each mutant of the core: mutmut's and those made by hand; resumable; make mutants ARGS="--only 3"
 	$(PY) tests/mutants.py $(ARGS)
@@ -67,7 +68,7 @@ check-verl: .audit/verl/.ready  ## the recipes inside the real verl: its policy 
 rehearse: $(READY)   ## each of the paper's presets in small: two processes, a step, resumed, evaluated; make rehearse PRESETS=qwen3_4b_2k
 	rm -rf rehearsals
 	set -e; number=0; for preset in $(PRESETS); do number=$$((number + 1)); \
-	echo "make: preset $$number/$(words $(PRESETS)), $$preset (about two minutes each)" >&2; \
+	echo "make: preset $$number/$(words $(PRESETS)), $$preset" >&2; \
 	$(PY) -m train rehearse $$preset --divide $(DIVIDE) --out rehearsals/$$preset; rm -rf rehearsals/$$preset; done
 
 # vLLM pins what others pin otherwise: an environment of its own. torch first and by itself, as below.

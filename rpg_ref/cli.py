@@ -21,7 +21,7 @@ from rpg_ref.objective import Objective
 from rpg_ref.progress import progress
 from rpg_ref.recipes import RECIPES
 
-VERIFY_SECONDS, AUDIT_SECONDS, LOAD_SECONDS = 1.5, 3.0, 15.0
+VERIFY_SECONDS, AUDIT_SECONDS, LOAD_SECONDS = 2.0, 3.0, 15.0
 """What a recipe, a case of an audit and the import of a library usually take on two cores."""
 HEADER = ("recipe", "declared", "found", "gradient error", "in float32", "in bfloat16", "")
 
@@ -34,19 +34,16 @@ class Parser(argparse.ArgumentParser):
         self.exit(2, f"{self.prog}: {message}\n")
 
 
-def main(arguments: Sequence[str] | None = None) -> int:
-    """Run a command; return the exit status: 0; 1 not verified, or not as published; 2 bad input (one line on stderr).
-
-    Args:
-        arguments: the command's words, by default the process's.
+def parser() -> Parser:
+    """Return the parser of the command line.
 
     Returns:
-        The exit status.
+        Its options have the attribute ``command``: verify, explain or audit.
 
     Source: ours.
     """
-    parser = Parser("rpg-ref", description="Check KL-regularised policy gradients against ground truth.")
-    commands = parser.add_subparsers(dest="command", required=True)
+    whole = Parser("rpg-ref", description="Check KL-regularised policy gradients against ground truth.")
+    commands = whole.add_subparsers(dest="command", required=True)
     check = commands.add_parser("verify", help="hold recipes against the exact oracle, on this machine")
     check.add_argument("recipes", nargs="*", metavar="RECIPE", help="default: all")
     check.add_argument("--device", default="cpu", help="where the recipes run (default: cpu)")
@@ -62,7 +59,21 @@ def main(arguments: Sequence[str] | None = None) -> int:
     look.add_argument("--json", action="store_true", help="print JSON instead of a table")
     look.add_argument("--out", type=Path, metavar="DIR", help="write Markdown, JSON and a picture there as well")
     look.add_argument("--check", type=Path, metavar="FILE", help="exit with 1 unless the findings are this JSON's")
-    options = parser.parse_args(arguments)
+    return whole
+
+
+def main(arguments: Sequence[str] | None = None) -> int:
+    """Run a command; return the exit status: 0; 1 not verified, or not as published; 2 bad input (one line on stderr).
+
+    Args:
+        arguments: the command's words, by default the process's.
+
+    Returns:
+        The exit status.
+
+    Source: ours.
+    """
+    options = parser().parse_args(arguments)
     try:
         check_number("--seed", getattr(options, "seed", 0), 0.0, 2.0**63, "[)")
         if options.command == "audit":

@@ -8,7 +8,7 @@ from hypothesis import HealthCheck, settings
 COMMON = {"deadline": None, "suppress_health_check": [HealthCheck.too_slow, HealthCheck.data_too_large]}
 settings.register_profile("dev", max_examples=25, **COMMON)
 settings.register_profile("ci", max_examples=30, derandomize=True, **COMMON)
-settings.register_profile("nightly", max_examples=5000, **COMMON)
+settings.register_profile("nightly", max_examples=int(os.environ.get("EXAMPLES") or 5000), **COMMON)
 settings.load_profile(os.environ.get("HYPOTHESIS_PROFILE", "ci" if os.environ.get("CI") else "dev"))
 
 torch.set_num_threads(1)

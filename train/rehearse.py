@@ -45,8 +45,8 @@ PROBLEMS, REPEATED = 64, 3
 """Problems to train on, and how often each stands in the file, as the published ones do many times."""
 SLIP = 0.9
 """Share of wrong demonstrations: so few groups vary that the filter mostly asks for another draw."""
-STAGE_SECONDS = 30.0
-"""What a stage usually takes on two cores, of which reading torch and transformers is the half."""
+STAGE_SECONDS = 60.0
+"""A stage's expected seconds on two cores before one has been timed; without fast bfloat16 it takes minutes."""
 WARM_STEPS, WARM_RATE = 28, 0.6
 """Optimiser steps of a warm start, and its learning rate times the model's width: wider ones learn as fast.
 
