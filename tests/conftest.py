@@ -13,7 +13,7 @@ from hypothesis import HealthCheck, settings
 COMMON = {"deadline": None, "suppress_health_check": [HealthCheck.too_slow, HealthCheck.data_too_large]}
 settings.register_profile("default", max_examples=25, derandomize=True, **COMMON)
 settings.register_profile("seeded", max_examples=25, database=None, **COMMON)
-settings.register_profile("nightly", max_examples=5000, **COMMON)
+settings.register_profile("nightly", max_examples=int(os.environ.get("EXAMPLES") or 5000), **COMMON)
 settings.load_profile(os.environ.get("HYPOTHESIS_PROFILE", "default"))
 
 torch.set_num_threads(1)

@@ -6,9 +6,11 @@ mutmut leaves the code outside functions alone. A row is (file, the code as it s
 
 Everything happens in .mutants/, a copy of the checkout. It is kept for the sources it was made from, so that an
 interrupted run goes on where it stopped; .mutants/report.txt names each mutant and its killer. Exit status 1 if a mutant
-survives that is not in EQUIVALENT, where each has its reason.
+survives that is not in EQUIVALENT, where each has its reason. `make mutants ARGS="--only 3"` judges the fourth row of HAND
+alone, in a folder that it removes, and prints its killer.
 """
 
+import argparse
 import hashlib
 import json
 import os
@@ -17,6 +19,8 @@ import re
 import shutil
 import subprocess
 import sys
+import tempfile
+from collections.abc import Sequence
 from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 
@@ -336,6 +340,12 @@ def killer(checkout: Path, file: str, before: str, after: str) -> str | None:
         path.write_text(original)
 
 
+def named(mutant: tuple[str, str, str]) -> str:
+    """A mutant of HAND in one line."""
+    file, before, after = mutant
+    return f"{file}: {before.strip()}  →  {after.strip()}"
+
+
 def failure(checkout: Path, names: list[str]) -> str | None:
     """The first of these tests that fails, or None."""
     tests = [f"tests/test_{name}.py" for name in names]
@@ -357,7 +367,7 @@ def by_hand() -> dict[str, str | None]:
         checkouts.put(copy_to(WORK / name))
 
     def judge(mutant: tuple[str, str, str]) -> None:
-        key = f"{mutant[0]}: {mutant[1].strip()}  →  {mutant[2].strip()}"
+        key = named(mutant)
         if key not in results:
             checkout = checkouts.get()
             results[key] = killer(checkout, *mutant)
@@ -397,8 +407,21 @@ def by_mutmut() -> dict[str, str | None]:
     return results
 
 
-def main() -> int:
+def one_by_hand(number: int) -> int:
+    """Judge one row of HAND; print its killer."""
+    with tempfile.TemporaryDirectory() as folder:
+        found = killer(copy_to(Path(folder) / "only"), *HAND[number])
+    print(f"{named(HAND[number])}\n    {found or 'SURVIVED'}")
+    return int(found is None)
+
+
+def main(arguments: Sequence[str] | None = None) -> int:
     """Run every mutant that has no result for these sources yet, and report all of them."""
+    parser = argparse.ArgumentParser(description=__doc__)
+    parser.add_argument("--only", type=int, metavar="N", choices=range(len(HAND)), help="judge row N of HAND alone")
+    only = parser.parse_args(arguments).only
+    if only is not None:
+        return one_by_hand(only)
     stamp = WORK / "sources"
     if not stamp.exists() or stamp.read_text() != sources():
         shutil.rmtree(WORK, ignore_errors=True)

@@ -1,6 +1,7 @@
 """What the pages are made with: a name that is not there, or a block that raises, stops the build."""
 
 import re
+import threading
 from pathlib import Path
 from types import SimpleNamespace
 
@@ -85,3 +86,26 @@ def test_a_plot_takes_its_ink_from_the_page():
     found = drawn(figure, "a < b")
     assert "currentColor" in found and "#010203" not in found and 'aria-label="a &lt; b"' in found
     assert found.count("\n") == 1  # Markdown would take a blank line for its end
+
+
+def test_each_page_is_announced_on_stderr(capsys):
+    class Listed(list):
+        def documentation_pages(self):
+            return self
+
+    names = ["index.md", "source/a.md"]
+    for _ in range(2):  # `mkdocs serve` builds again and again
+        hooks.on_nav(None, files=Listed(names))
+        for name in names:
+            assert hooks.on_page_read_source(page=page(name)) is None  # mkdocs then reads it
+        hooks.on_env(None)
+        hooks.on_post_build()
+        out, err = capsys.readouterr()
+        assert out == "" and [line.partition(": about ")[0] for line in err.splitlines()] == [
+            "docs 1/3 index.md",
+            "docs 2/3 source/a.md",
+            "docs 3/3 writing the pages",
+        ]
+    hooks.on_nav(None, files=Listed(names))
+    hooks.on_build_error(error=ValueError("a page is broken"))
+    assert not [thread for thread in threading.enumerate() if thread.name == "progress"], "its watcher has ended"

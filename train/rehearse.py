@@ -22,6 +22,7 @@ from rich.console import Console
 from transformers import AutoModelForCausalLM, GenerationConfig
 from transformers.utils import logging
 
+from rpg_ref.progress import duration, progress
 from train.architecture import architecture, divided, sizes
 from train.config import Config, ModelConfig, WarmStartConfig
 from train.planning.case import Case
@@ -44,6 +45,8 @@ PROBLEMS, REPEATED = 64, 3
 """Problems to train on, and how often each stands in the file, as the published ones do many times."""
 SLIP = 0.9
 """Share of wrong demonstrations: so few groups vary that the filter mostly asks for another draw."""
+STAGE_SECONDS = 60.0
+"""A stage's expected seconds on two cores before one has been timed; without fast bfloat16 it takes minutes."""
 WARM_STEPS, WARM_RATE = 28, 0.6
 """Optimiser steps of a warm start, and its learning rate times the model's width: wider ones learn as fast.
 
@@ -219,19 +222,23 @@ def rehearse(config: Config, folder: Path, *, divide: int | None, processes: int
     rehearsed = small(config, folder, divide)
     logging.disable_progress_bar()
     folder.mkdir(parents=True, exist_ok=True)
-    _write_model(config, folder / "start", divide)
-    _write_problems(folder, _tests(config), config.seed)
     say(f"{config.name} in small: widths divided by {divide}, two blocks, {processes} processes")
     if rehearsed.engine.kind != config.engine.kind:
         say(f"{config.engine.kind} is not installed here: {rehearsed.engine.kind} draws")
-    for stage in stages(rehearsed, folder):
-        say(f"\n{stage.name}: train {' '.join(stage.arguments)}")
-        start = time.perf_counter()
-        code = subprocess.run([*_launcher(processes), "-m", "train", *stage.arguments], check=False).returncode
-        if code:
-            say(f"{config.name} failed: {stage.name} (exit code {code})")
-            return False
-        say(f"{stage.name}: {time.perf_counter() - start:.0f} s")
+    commands = list(stages(rehearsed, folder))
+    with progress(f"rehearse {config.name}", 1 + len(commands), STAGE_SECONDS) as begin:
+        begin("writing the model and the problems")
+        _write_model(config, folder / "start", divide)
+        _write_problems(folder, _tests(config), config.seed)
+        for stage in commands:
+            begin(stage.name)
+            say(f"\n{stage.name}: train {' '.join(stage.arguments)}")
+            start = time.perf_counter()
+            code = subprocess.run([*_launcher(processes), "-m", "train", *stage.arguments], check=False).returncode
+            if code:
+                say(f"{config.name} failed: {stage.name} (exit code {code})")
+                return False
+            say(f"{stage.name}: {duration(time.perf_counter() - start)}")
     lacking = _lacking(rehearsed, folder / "run")
     say(f"{config.name} lacks {lacking}" if lacking else f"{config.name} is rehearsed")
     return not lacking

@@ -8,6 +8,8 @@ import ast
 import html
 import re
 import sys
+from collections.abc import Callable
+from contextlib import ExitStack
 from pathlib import Path
 from typing import Any
 
@@ -29,6 +31,10 @@ _FILE = r"(?:rpg_ref|proofs|tests|train|docs/kit)/[\w/.-]+\.(?:py|toml|txt|yaml|
 _FENCE = re.compile(r"^( *)(`{3,}|~{3,}).*?^\1\2`*\s*$", re.MULTILINE | re.DOTALL)
 _LINK = re.compile(rf"\]\((?:\.\./)+({_FILE})(?:#L(\d+))?\)")
 _NAMED = re.compile(rf"(?<!\[)`({_FILE})(?:::(\w+))?(?:\[[^`]*\])?`(?!\])")
+_SECONDS = 0.5
+"""What a page takes on two cores, in the mean."""
+_building = ExitStack()
+_begin: Callable[[str], None] = print
 _LANGUAGE = {".py": "python", ".toml": "toml", ".yaml": "yaml", ".sh": "bash", ".txt": "text"}
 
 
@@ -53,6 +59,35 @@ def on_files(files: Files, config: Any) -> Files:
         listing = f'# {path}\n\n{fence} {{.{_LANGUAGE[Path(path).suffix]} #line linenums="1"}}\n{code}\n{fence}\n'
         files.append(File.generated(config, f"source/{path}.md", content=listing))
     return files
+
+
+def on_nav(_nav: Any, files: Files, **_: Any) -> None:
+    """Begin to announce each page; the last step is to write them all."""
+    from rpg_ref.progress import progress  # once on_startup has made it importable
+
+    global _begin
+    _building.close()
+    _begin = _building.enter_context(progress("docs", len(files.documentation_pages()) + 1, _SECONDS))
+
+
+def on_page_read_source(page: Any, **_: Any) -> None:
+    """Announce a page; mkdocs reads it."""
+    _begin(page.file.src_uri)
+
+
+def on_env(_env: Any, **_: Any) -> None:
+    """Announce the last step."""
+    _begin("writing the pages")
+
+
+def on_post_build(**_: Any) -> None:
+    """End the announcements."""
+    _building.close()
+
+
+def on_build_error(**_: Any) -> None:
+    """End the announcements where the build ends early."""
+    _building.close()
 
 
 def on_page_markdown(markdown: str, page: Any, **_: Any) -> str:

@@ -1,11 +1,15 @@
 """Four recipes, five seeds each, from one warm start: what the penalty does when a rollout batch gives 16 steps.
 
 ``make experiments`` runs it, in ten minutes on two cores, and writes docs/experiments and the table in
-docs/experiments.md. A run that is there already is not done again.
+docs/experiments.md. A run that is there already is not done again. ``--small`` trains a tiny model with the first
+recipe and one seed, and prints the table: it shows that everything still runs, and writes nothing into docs.
 """
 
+import argparse
+import shutil
 import subprocess
 import sys
+import tempfile
 from collections.abc import Sequence
 from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
@@ -24,6 +28,10 @@ ARMS = {
     "none": "--recipe rpg-reinforce-urkl-clip --beta 0",
 }
 SEEDS = range(5)
+TINY = "--model.width 32 --model.mlp-width 32 --model.layers 1 --model.heads 2 --model.key-value-heads 1"
+SMALL = "--steps 1 --eval-every 1 --eval-samples 2 --rollout.prompts 8 --rollout.samples 2"
+SMALL_START = f"{TINY} --warm-start.steps 2 --eval-samples 2 --data.test-problems 8"
+"""What ``--small`` changes of a run, and of the run that they all begin with."""
 AT_ONCE = 2
 BEGIN, END = "<!-- table -->\n", "<!-- /table -->\n"
 COLUMNS = {
@@ -66,20 +74,42 @@ def cell(value: Estimate | None) -> str:
     return "" if value is None else f"{value.mean:.3f}" + (f" ± {value.error:.3f}" if value.error is not None else "")
 
 
-def main() -> None:
-    """Train, draw, and write the table."""
-    train(HERE / "start.toml", RUNS / "start", [])
+def results_of(runs: Path, more: Sequence[str], start: Sequence[str], arms: dict[str, str], seeds: range) -> list[Path]:
+    """Train the start, then every recipe with every seed from there; return the folders of the runs."""
+    first = train(HERE / "start.toml", runs / "start", start)
+    data = [f"--data.{name}={first / 'data' / name}.parquet" for name in ("train", "test")]
+    from_there = [f"--model.path={first / 'model'}", *data, *more]
     jobs = [
-        (RUNS / f"{arm}-{seed}", [*words.split(), "--seed", str(seed)]) for seed in SEEDS for arm, words in ARMS.items()
+        (runs / f"{arm}-{seed}", [*arms[arm].split(), f"--seed={seed}", *from_there]) for seed in seeds for arm in arms
     ]
     with ThreadPoolExecutor(AT_ONCE) as pool:
-        folders = sorted(pool.map(lambda job: train(HERE / "experiments.toml", *job), jobs))
-    out = ROOT / "docs" / "experiments"
-    report([ROOT / folder for folder in folders], out)
-    page = out.with_suffix(".md")
+        return sorted(pool.map(lambda job: train(HERE / "experiments.toml", *job), jobs))
+
+
+def publish(folders: Sequence[Path], page: Path) -> None:
+    """Draw the curves into the folder beside a page, and write the table into the page."""
+    report([ROOT / folder for folder in folders], page.with_suffix(""))
     before, rest = page.read_text(encoding="utf-8").split(BEGIN)
     found = table([ROOT / folder for folder in folders])
     page.write_text(before + BEGIN + found + END + rest.split(END)[1], encoding="utf-8")
+
+
+def main(arguments: Sequence[str] | None = None) -> None:
+    """Train, draw, and write the table."""
+    parser = argparse.ArgumentParser(description=__doc__)
+    parser.add_argument(
+        "--small", action="store_true", help="a tiny model, one recipe, one seed; docs stay as they are"
+    )
+    page = ROOT / "docs" / "experiments.md"
+    if not parser.parse_args(arguments).small:
+        publish(results_of(RUNS, [], [], ARMS, SEEDS), page)
+        return
+    with tempfile.TemporaryDirectory() as folder:
+        first = dict(list(ARMS.items())[:1])
+        folders = results_of(Path(folder), SMALL.split(), SMALL_START.split(), first, SEEDS[:1])
+        copy = Path(shutil.copy(page, folder))
+        publish(folders, copy)
+        print(copy.read_text(encoding="utf-8").split(BEGIN)[1].split(END)[0])
 
 
 if __name__ == "__main__":

@@ -3,7 +3,8 @@
 ``make bench-loss`` runs it on the CPU in float32, in the environment in which both libraries are audited; with
 ``--device cuda`` it is in bfloat16, in the environment at hand. Each contender is a process of its own, so that its
 peak memory is its own; before it is timed, its gradient must be that of the dense path. They take turns: one round is
-one turn of each, and × limit is the median over rounds of the ratio inside a round.
+one turn of each, and × limit is the median over rounds of the ratio inside a round. ``--small`` is one round of small
+tensors: it shows that every contender still runs and has the right gradient, and its times mean nothing.
 """
 
 import argparse
@@ -14,7 +15,9 @@ import statistics
 import subprocess
 import sys
 import time
+from collections.abc import Sequence
 from contextlib import ExitStack
+from importlib.util import find_spec
 from pathlib import Path
 from typing import Any, NamedTuple
 
@@ -121,15 +124,15 @@ def liger(batch: Batch, _: str) -> None:
 
 
 CONTENDERS = {
-    "three matrix products": (products, ""),
-    "`fused_loss`, rpg-urkl-clip": (fused, "rpg-urkl-clip"),
-    "`fused_loss`, gspo": (fused, "gspo"),
-    "`token_logprobs` of all logits, rpg-urkl-clip": (dense, "rpg-urkl-clip"),
-    "TRL, its fused head, dapo": (trl_fused, "dapo"),
-    "TRL, `selective_log_softmax` of all logits, dapo": (trl_dense, "dapo"),
-    "Liger-Kernel, `LigerFusedLinearGRPOLoss`, dapo": (liger, "dapo"),
+    "three matrix products": (products, "", "torch"),
+    "`fused_loss`, rpg-urkl-clip": (fused, "rpg-urkl-clip", "rpg_ref"),
+    "`fused_loss`, gspo": (fused, "gspo", "rpg_ref"),
+    "`token_logprobs` of all logits, rpg-urkl-clip": (dense, "rpg-urkl-clip", "rpg_ref"),
+    "TRL, its fused head, dapo": (trl_fused, "dapo", "trl"),
+    "TRL, `selective_log_softmax` of all logits, dapo": (trl_dense, "dapo", "trl"),
+    "Liger-Kernel, `LigerFusedLinearGRPOLoss`, dapo": (liger, "dapo", "liger_kernel"),
 }
-"""Each contender, and the recipe whose gradient it must have."""
+"""Each contender, the recipe whose gradient it must have, and the package that it needs."""
 
 
 def agree(run: Any, recipe: str, device: str) -> None:
@@ -149,15 +152,14 @@ def agree(run: Any, recipe: str, device: str) -> None:
 
 def work(name: str, vocabulary: int, width: int, tokens: int, device: str) -> None:
     """One contender: check it, say what memory it begins with, warm up; then a turn for each line that comes in."""
+    run, recipe, package = CONTENDERS[name]
+    if find_spec(package) is None:
+        print(json.dumps({"missing": package}))
+        return
     import torch
 
-    run, recipe = CONTENDERS[name]
-    try:
-        if recipe:
-            agree(run, recipe, device)
-    except ModuleNotFoundError as error:
-        print(json.dumps({"missing": error.name}))
-        return
+    if recipe:
+        agree(run, recipe, device)
     batch = make(vocabulary, width, tokens, LENGTH, device, {"cpu": torch.float32, "cuda": torch.bfloat16}[device])
     if device == "cuda":
         torch.cuda.reset_peak_memory_stats()  # making the batch takes more than some contenders do
@@ -234,7 +236,7 @@ def answer(worker: subprocess.Popen[str], word: str = "") -> dict[str, Any]:
     return json.loads(line)
 
 
-def main() -> None:
+def main(arguments: Sequence[str] | None = None) -> None:
     """Compare at each size of vocabulary."""
     parser = argparse.ArgumentParser(description=__doc__)
     parser.add_argument("--device", choices=CALLS, default="cpu")
@@ -242,8 +244,12 @@ def main() -> None:
     parser.add_argument("--width", type=int, default=512)
     parser.add_argument("--tokens", type=int, default=2048)
     parser.add_argument("--rounds", type=int, default=3)
-    choices = parser.parse_args()
-    python = sys.executable if choices.device == "cuda" else str(ROOT / ".audit/trl/bin/python")
+    parser.add_argument("--small", action="store_true", help="one round of small tensors")
+    choices = parser.parse_args(arguments)
+    if choices.small:
+        choices.vocabulary, choices.width, choices.tokens, choices.rounds = [5001], 32, 2 * LENGTH, 1
+    audited = ROOT / ".audit/trl/bin/python"
+    python = str(audited) if choices.device == "cpu" and audited.exists() else sys.executable
     for vocabulary in choices.vocabulary:
         with ExitStack() as stack:
             compare(stack, python, vocabulary, choices)

@@ -1,12 +1,14 @@
 """A plan beside what happened: memory and time of small runs on this machine's processor, planned and measured.
 
-``PYTHONPATH=. .venv/bin/python -P tests/benchmarks/plan.py`` runs it, in six minutes on two cores. A random
+``make bench-plan`` runs it, in six minutes on two cores. A random
 model of 39 million parameters is trained for three rollout batches. The plan is given the mean length that the run had,
 which nobody can know before, and the speed of the processor just before and just after the run, in the mean. Memory is
 the largest resident set of the process, less that of the same run with a model of next to nothing; glibc is told to
-hand back what is freed, which it otherwise keeps for later.
+hand back what is freed, which it otherwise keeps for later. ``--small`` trains a small model for one rollout batch: it
+shows that plan and run still fit together, and its ratios mean nothing.
 """
 
+import argparse
 import dataclasses
 import json
 import os
@@ -14,6 +16,7 @@ import statistics
 import subprocess
 import sys
 import tempfile
+from collections.abc import Sequence
 from pathlib import Path
 
 from train.planning.devices import Device, Devices
@@ -34,6 +37,8 @@ COMMON = {
     "optimizer.prompts": 2,
 }
 BIG = {"width": 512, "mlp_width": 2048, "layers": 10, "heads": 8, "key_value_heads": 4}
+SMALL = {"steps": 1, "rollout.max_tokens": 8}
+SMALL_MODEL = {"width": 64, "mlp_width": 128, "layers": 2, "heads": 4, "key_value_heads": 2}
 TINY = {"width": 16, "mlp_width": 16, "layers": 1, "heads": 2, "key_value_heads": 1}
 CASES = {
     "float32": {},
@@ -66,9 +71,9 @@ def measured(shape: dict[str, int], more: dict[str, object], folder: Path) -> tu
     return used.ru_maxrss * 1024, [row for row in rows if row["phase"] == "policy_gradient"]
 
 
-def planned(more: dict[str, object], length: float, before: Device, after: Device) -> Plan:
+def planned(shape: dict[str, int], more: dict[str, object], length: float, before: Device, after: Device) -> Plan:
     """Plan the same run, for a processor whose speed is the mean of two measurements."""
-    plan = plan_run(load("cpu_tiny", settings(BIG, more)), "cpu", round(length))
+    plan = plan_run(load("cpu_tiny", settings(shape, more)), "cpu", round(length))
     precision = plan.case.config.model.precision
     mean = dataclasses.replace(
         before,
@@ -96,18 +101,25 @@ def show(name: str, plan: Plan, peak: int, rows: list[dict[str, float]]) -> None
         line(key, sum(seconds[phase] for phase in names), statistics.median(row[key] for row in rows), "s")
 
 
-def main() -> None:
+def main(arguments: Sequence[str] | None = None) -> None:
     """Run each case after the run that its memory is counted from."""
-    for name in sys.argv[1:] or CASES:
-        more = CASES[name]
+    parser = argparse.ArgumentParser(description=__doc__)
+    parser.add_argument(
+        "cases", nargs="*", metavar="CASE", help=f"{'; '.join(CASES)} (default: all, or with --small the first)"
+    )
+    parser.add_argument("--small", action="store_true", help="a small model, one rollout batch")
+    choices = parser.parse_args(arguments)
+    shape, reduced = (SMALL_MODEL, SMALL) if choices.small else (BIG, {})
+    for name in choices.cases or list(CASES)[: 1 if choices.small else None]:
+        more = reduced | CASES[name]
         precision = str(more.get("model.precision", "float32"))
         with tempfile.TemporaryDirectory() as folder:
             nothing, _ = measured(TINY, more, Path(folder) / "tiny")
             before = measured_cpu(1, precision)
-            peak, rows = measured(BIG, more, Path(folder) / "big")
+            peak, rows = measured(shape, more, Path(folder) / "big")
             after = measured_cpu(1, precision)
         length = statistics.mean(row["response_length"] for row in rows)
-        show(name, planned(more, length, before, after), peak - nothing, rows)
+        show(name, planned(shape, more, length, before, after), peak - nothing, rows)
 
 
 if __name__ == "__main__":
