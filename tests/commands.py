@@ -139,6 +139,8 @@ class Exempt(NamedTuple):
     reason: str
 
 
+CI_TARGETS = "TARGETS=rpg-ref trl liger verl rpg-in-trl rpg-in-verl"
+
 # What is reduced where a command trains or draws; of two values for one key the last counts.
 KEYS = """--eval-samples 2 --data.test-problems 8 --warm-start.steps 2 --warm-start.batch 4 --steps 1 --eval-every 1
 --rollout.prompts 4 --rollout.samples 2 --optimizer.prompts 2 --device cpu --model.precision float32
@@ -169,8 +171,8 @@ GENERATE = "tests/test_vectors.py::test_a_changed_file_is_found"
 
 TABLE: list[tuple[str, tuple[Here | CI | ByTest | Exempt, ...]]] = [
     # make
-    (r"make (test|test-all|lint|types|verify|rehearse|docs|check-docs|check-vllm|check-trl|check-verl)", (CI(),)),
-    (r"make check-audit", (CI(variables="TARGETS=trl verl rpg-in-trl rpg-in-verl"),)),
+    (r"make (test|test-full|stages|lint|types|verify|rehearse|docs|check-docs|check-vllm|check-trl|check-verl)", (CI(),)),
+    (r"make (check-audit|test-all)", (CI(variables=CI_TARGETS),)),
     (r"make train", (Here(f"'ARGS={TINY}'"),)),
     (r"make coverage", (Here("'ARGS=-n 0 --cov-fail-under=0 tests/test_logprobs.py'"),)),
     (r"make nightly", (Here("EXAMPLES=20 'ARGS=-n 0 tests/test_logprobs.py'"),)),
@@ -191,8 +193,8 @@ TABLE: list[tuple[str, tuple[Here | CI | ByTest | Exempt, ...]]] = [
     (r"rpg-ref (verify|explain|audit) --help", (Here(),)),
     (r"rpg-ref explain( .*)?", (Here(instead=PLACES),)),
     (r"rpg-ref audit rpg-ref", (Here(),)),
-    (r"rpg-ref audit (trl|verl|rpg-in-trl|rpg-in-verl)", (CI("check-audit"),)),
-    (r"rpg-ref audit (liger|openrlhf)", (Exempt("its packages are an environment of their own"),)),
+    (r"rpg-ref audit (trl|liger|verl|rpg-in-trl|rpg-in-verl)", (CI("check-audit"),)),
+    (r"rpg-ref audit openrlhf", (Exempt("its packages are an environment of their own"),)),
     (r"rpg-ref audit rpg-paper .*", (Exempt("it needs a checkout of the paper's code"),)),
     (r"rpg-ref audit PATH:FUNCTION", (Here(instead=PLACES),)),
     (r"python -m proofs( \w+)?", (Here("k3_identity"),)),

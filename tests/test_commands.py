@@ -26,7 +26,20 @@ from unittest.mock import patch
 
 import pytest
 import yaml
-from commands import CI, PAGES, TABLE, TINY, ByTest, Exempt, Here, commands_of, documented, lines_of, targets
+from commands import (
+    CI,
+    CI_TARGETS,
+    PAGES,
+    TABLE,
+    TINY,
+    ByTest,
+    Exempt,
+    Here,
+    commands_of,
+    documented,
+    lines_of,
+    targets,
+)
 
 import rpg_ref.cli
 import train.job
@@ -196,8 +209,12 @@ def expanded(words, directory=ROOT):
 
 def ci_lines():
     """What CI runs: the lines of .ci/run, and the steps of the workflows."""
-    lines = (ROOT / ".ci/run").read_text().splitlines()
-    return [*lines, *(run for _, run in steps())]
+    text = (ROOT / ".ci/run").read_text()
+    assert "for stage in $(make -s stages)" in text and 'make "$stage"' in text
+    (stages,) = subprocess.run([MAKE, "-s", "stages"], cwd=ROOT, capture_output=True, text=True).stdout.splitlines()
+    (variables,) = re.findall(r'make "\$stage" (.*)', text)
+    made = ["make stages", *(f"make {stage} {variables}" for stage in stages.split())]
+    return [*made, *(run for _, run in steps())]
 
 
 @cache
@@ -212,7 +229,7 @@ def test_ci_runs_the_command(command, runner):
     words = shlex.split(command)
     asked = [runner.target] if runner.target else words[1:]
     if runner.target == "check-audit":
-        asked.append("TARGETS=trl verl rpg-in-trl rpg-in-verl")
+        asked.append(CI_TARGETS)
     lines = expanded([*asked, *([runner.variables] if runner.variables else [])])
     assert lines and set(lines) <= expanded_by_ci()
     if runner.target:
