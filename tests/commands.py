@@ -147,7 +147,7 @@ KEYS = """--eval-samples 2 --data.test-problems 8 --warm-start.steps 2 --warm-st
 --run-dir runs/new""".replace("\n", " ")
 TINY = f"{KEYS} --model.width 32 --model.mlp-width 32 --model.layers 1 --model.heads 2 --model.key-value-heads 1"
 FOUND = f"{KEYS} --model.path runs/cpu_tiny-seed0/model"
-DATA = "--data.train problems.parquet --data.test problems.parquet"
+DATA = "--data.train mine.parquet --data.test held_out.parquet"
 ARITHMETIC = {"PRESET": "cpu_tiny", "qwen3_4b_2k": "cpu_tiny", "RECIPE": "grpo", "FOLDER": "runs/cpu_tiny-seed0"}
 PLACES = {
     "FOLDER": "runs/cpu_tiny-seed0",
@@ -177,7 +177,7 @@ TABLE: list[tuple[str, tuple[Here | CI | ByTest | Exempt, ...]]] = [
     (r"make coverage", (Here("'ARGS=-n 0 --cov-fail-under=0 tests/test_logprobs.py'"),)),
     (r"make nightly", (Here("EXAMPLES=20 'ARGS=-n 0 tests/test_logprobs.py'"),)),
     (r"make mutants", (Here("'ARGS=--only possible,'"),)),
-    (r"make (bench|bench-loss|bench-plan|experiments)", (Here("ARGS=--small"),)),
+    (r"make (bench|bench-loss|bench-plan|experiments)( ARGS=--small)?", (Here("ARGS=--small"),)),
     (r"make (audit|audit-NAME)", (Here("DOCS=out TARGETS=rpg-ref", {"audit-NAME": "audit-rpg-ref"}),)),
     (r"make ledger", (Here("DOCS=out ARGS=k3_identity"),)),
     (r"make portrait", (Here("DOCS=out"),)),
