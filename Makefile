@@ -44,7 +44,7 @@ coverage: $(READY)   ## every branch of rpg_ref is run by a test
 nightly: $(READY)    ## every property with 5,000 random examples; hours, without the checks of shapes
 	HYPOTHESIS_PROFILE=nightly EXAMPLES=$(EXAMPLES) $(PYTEST) -m "hypothesis and not slow" -o addopts="-q --strict-markers --strict-config" $(ARGS)
 
-mutants: $(READY)    ## which test kills each mutant of the core: mutmut's and those made by hand; resumable; make mutants ARGS="--only 3"
+mutants: $(READY)    ## which test kills each mutant of the core: mutmut's and those made by hand; resumable; make mutants ARGS="--only logprobs.py"
 	$(PY) tests/mutants.py $(ARGS)
 
 slow: $(READY) smollm2  ## the checks that take minutes: whole training runs

@@ -11,6 +11,8 @@ from collections.abc import Iterator, Sequence
 from pathlib import Path
 from typing import NamedTuple
 
+from proofs import CLAIMS
+
 ROOT = Path(__file__).parents[1]
 PAGES = [
     ROOT / "README.md",
@@ -147,7 +149,7 @@ KEYS = """--eval-samples 2 --data.test-problems 8 --warm-start.steps 2 --warm-st
 --run-dir runs/new""".replace("\n", " ")
 TINY = f"{KEYS} --model.width 32 --model.mlp-width 32 --model.layers 1 --model.heads 2 --model.key-value-heads 1"
 FOUND = f"{KEYS} --model.path runs/cpu_tiny-seed0/model"
-DATA = "--data.train problems.parquet --data.test problems.parquet"
+DATA = "--data.train mine.parquet --data.test held_out.parquet"
 ARITHMETIC = {"PRESET": "cpu_tiny", "qwen3_4b_2k": "cpu_tiny", "RECIPE": "grpo", "FOLDER": "runs/cpu_tiny-seed0"}
 PLACES = {
     "FOLDER": "runs/cpu_tiny-seed0",
@@ -176,8 +178,8 @@ TABLE: list[tuple[str, tuple[Here | CI | ByTest | Exempt, ...]]] = [
     (r"make train", (Here(f"'ARGS={TINY}'"),)),
     (r"make coverage", (Here("'ARGS=-n 0 --cov-fail-under=0 tests/test_logprobs.py'"),)),
     (r"make nightly", (Here("EXAMPLES=20 'ARGS=-n 0 tests/test_logprobs.py'"),)),
-    (r"make mutants", (Here("'ARGS=--only 8'"),)),
-    (r"make (bench|bench-loss|bench-plan|experiments)", (Here("ARGS=--small"),)),
+    (r"make mutants", (Here("'ARGS=--only possible,'"),)),
+    (r"make (bench|bench-loss|bench-plan|experiments)( ARGS=--small)?", (Here("ARGS=--small"),)),
     (r"make (audit|audit-NAME)", (Here("DOCS=out TARGETS=rpg-ref", {"audit-NAME": "audit-rpg-ref"}),)),
     (r"make ledger", (Here("DOCS=out ARGS=k3_identity"),)),
     (r"make portrait", (Here("DOCS=out"),)),
@@ -197,7 +199,8 @@ TABLE: list[tuple[str, tuple[Here | CI | ByTest | Exempt, ...]]] = [
     (r"rpg-ref audit openrlhf", (Exempt("its packages are an environment of their own"),)),
     (r"rpg-ref audit rpg-paper .*", (Exempt("it needs a checkout of the paper's code"),)),
     (r"rpg-ref audit PATH:FUNCTION", (Here(instead=PLACES),)),
-    (r"python -m proofs( \w+)?", (Here("k3_identity"),)),
+    (r"python -m proofs \w+", (Here(instead=dict.fromkeys(CLAIMS, "k3_identity")),)),
+    (r"python -m proofs", (Here("k3_identity"),)),
     # the driver
     (r"python -m train (run|run-or-resume) (cpu_tiny|PRESET)( --help)?", (Here(TINY, ARITHMETIC),)),
     (r"python -m train run cpu_tiny --seed .*", (Here(f"--seed 3 {TINY}", {"N": "3"}),)),

@@ -6,8 +6,8 @@ mutmut leaves the code outside functions alone. A row is (file, the code as it s
 
 Everything happens in .mutants/, a copy of the checkout. It is kept for the sources it was made from, so that an
 interrupted run goes on where it stopped; .mutants/report.txt names each mutant and its killer. Exit status 1 if a mutant
-survives that is not in EQUIVALENT, where each has its reason. `make mutants ARGS="--only 3"` judges the fourth row of HAND
-alone, in a folder that it removes, and prints its killer.
+survives that is not in EQUIVALENT, where each has its reason. `make mutants ARGS="--only TEXT"` judges the rows of HAND
+that contain the text, such as a file's name, in a folder that it removes.
 """
 
 import argparse
@@ -407,21 +407,27 @@ def by_mutmut() -> dict[str, str | None]:
     return results
 
 
-def one_by_hand(number: int) -> int:
-    """Judge one row of HAND; print its killer."""
+def some_by_hand(text: str) -> int:
+    """Judge the rows of HAND that contain a text; print their killers."""
+    rows = [mutant for mutant in HAND if text in named(mutant)]
+    alive = not rows
     with tempfile.TemporaryDirectory() as folder:
-        found = killer(copy_to(Path(folder) / "only"), *HAND[number])
-    print(f"{named(HAND[number])}\n    {found or 'SURVIVED'}")
-    return int(found is None)
+        checkout = copy_to(Path(folder) / "only")
+        for mutant in rows:
+            found = killer(checkout, *mutant)
+            print(f"{named(mutant)}\n    {found or 'SURVIVED'}", flush=True)
+            alive |= found is None
+    print(f"{len(rows)} mutants contain {text!r}")
+    return int(alive)
 
 
 def main(arguments: Sequence[str] | None = None) -> int:
     """Run every mutant that has no result for these sources yet, and report all of them."""
     parser = argparse.ArgumentParser(description=__doc__)
-    parser.add_argument("--only", type=int, metavar="N", choices=range(len(HAND)), help="judge row N of HAND alone")
+    parser.add_argument("--only", metavar="TEXT", help="judge the rows of HAND that contain this text")
     only = parser.parse_args(arguments).only
-    if only is not None:
-        return one_by_hand(only)
+    if only:
+        return some_by_hand(only)
     stamp = WORK / "sources"
     if not stamp.exists() or stamp.read_text() != sources():
         shutil.rmtree(WORK, ignore_errors=True)
