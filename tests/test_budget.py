@@ -14,9 +14,9 @@ def a_short_loop(monkeypatch):
 
 
 def test_within_its_budget(monkeypatch, capsys):
-    monkeypatch.setattr(budget, "TARGET", 1.5)
+    monkeypatch.setattr(budget, "TARGET", 3.0)
     assert budget.main(BUSY) == 0
-    assert "target 1.5, limit 3.0" in capsys.readouterr().out
+    assert "target 3.0, limit 6.0" in capsys.readouterr().out
 
 
 def test_over_twice_its_target(monkeypatch, capsys):
