@@ -79,7 +79,7 @@ class WeightBound:
 
     def __post_init__(self) -> None:
         """Check the rule and the interval."""
-        BOUNDS[self.rule]
+        BOUNDS.check(self.rule)
         check_number("low", self.low, 0.0, math.inf, "[)")
         check_number("high", self.high, 0.0, math.inf, "(]")
         check_number("high", self.high, self.low, math.inf)

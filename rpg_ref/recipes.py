@@ -4,7 +4,7 @@ import inspect
 import math
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass, field
-from functools import partial
+from functools import cached_property, partial
 from typing import Any, NamedTuple
 
 import torch
@@ -78,7 +78,8 @@ class Recipe:
 
     Attributes:
         name: the row's name.
-        loss: one value per sample, from logp, logp_old, advantage, divergence, beta, logp_ref (and clip or bound).
+        loss: one value per sample. It is called with logp, logp_old and advantage, and by name with those of
+            divergence, beta, logp_ref, clip and bound that its signature has.
         on_policy_penalty: the penalty's terms and multiples of β when π_old = π_θ; None: no known objective's.
         off_policy_penalty: the same when π_old ≠ π_θ, near enough that nothing is clipped.
         divergence: name of the penalty's row in DIVERGENCES, for the losses that take any.
@@ -123,14 +124,21 @@ class Recipe:
             (BASELINES, self.baseline),
             (AGGREGATIONS, self.aggregation),
         ):
-            table[name]
+            table.check(name)
         check_number("beta", self.beta, 0.0, math.inf, "[)")
         _ = self.on_policy, self.off_policy  # an Objective checks the penalties' names
         for name in ("clip", "bound"):
-            if (name in inspect.signature(self.loss).parameters) != (getattr(self, name) is not None):
+            if (name in self._taken) != (getattr(self, name) is not None):
                 raise ValueError(f"{name} is {getattr(self, name)}, which does not fit the loss; change both")
         if (self.loss is per_decision_loss) != (self.level == "prefix"):
             raise ValueError(f"level {self.level!r} does not fit the loss; prefix goes with per_decision_loss alone")
+
+    @cached_property
+    def _taken(self) -> frozenset[str]:
+        """The names in the loss's signature; one that ends in ``**choices`` takes what every penalty needs."""
+        parameters = inspect.signature(self.loss).parameters
+        by_any_name = any(x.kind is inspect.Parameter.VAR_KEYWORD for x in parameters.values())
+        return frozenset(parameters) | (frozenset(("divergence", "beta", "logp_ref")) if by_any_name else frozenset())
 
     @property
     def on_policy(self) -> Objective | None:
@@ -229,11 +237,14 @@ class Recipe:
             got = tuple(advantages.shape)
             raise ValueError(f"advantages must have shape {wanted} at {self.level} level, got {got}; reshape them")
         samples = partial(_samples, level, keep)
-        per_sample = advantages if advantages.ndim == 2 else level.reward(advantages[:, None], keep)
-        A = torch.where(alive, widest(per_sample), 0.0)
+        reward = advantages if advantages.ndim == 2 else level.reward(advantages[:, None], keep)
+        A = torch.where(alive, widest(reward), 0.0)
         batch = Batch(samples(logp), samples(logp_old), None if logp_ref is None else samples(logp_ref), A, alive)
-        bounds = {name: x for name, x in (("clip", self.clip), ("bound", self.bound)) if x is not None}
-        loss = self.loss(batch.logp, batch.logp_old, A, self.divergence, self.beta, logp_ref=batch.logp_ref, **bounds)
+        choices = {"logp_ref": batch.logp_ref} | {
+            name: getattr(self, name) for name in ("divergence", "beta", "clip", "bound")
+        }
+        taken = {name: x for name, x in choices.items() if name in self._taken}
+        loss = self.loss(batch.logp, batch.logp_old, A, **taken)
         shares: dict[str, Tensor] = {}
         if logp_sampler is not None:
             log_drift = log_ratios(batch.logp_old, samples(logp_sampler)).log_w
@@ -255,11 +266,11 @@ class Recipe:
         if self.clip is not None:
             clip_beta = self.beta if self.clips_penalty else 0.0
             direction = weight(logp, logp_old, A, self.divergence, clip_beta, logp_ref=logp_ref)
-            dead = ~region(direction, w, self.clip).live
+            outside = ~region(direction, w, self.clip).inside
             fractions |= {
-                "clip_high": dead & ~(direction < 0),
-                "clip_low": dead & (direction < 0) & (w <= 1 - self.clip.low),
-                "clip_dual": dead & (direction < 0) & (w >= self.clip.dual),
+                "clip_high": outside & ~(direction < 0),
+                "clip_low": outside & (direction < 0) & (w <= 1 - self.clip.low),
+                "clip_dual": outside & (direction < 0) & (w >= self.clip.dual),
             }
         if self.bound is not None:
             fractions |= {"above_bound": w > self.bound.high, "below_bound": w < self.bound.low}
@@ -282,6 +293,8 @@ FROM_SAMPLER = {"reverse_kl": 1.0, "reverse_kl_old": -1.0}
 PENALTY = {"fkl": FORWARD, "ufkl": FORWARD, "rkl": REVERSE, "urkl": REVERSE}
 # As printed, w·f′(w) is differentiated, and that is −1 for fkl and w − 1 for ufkl: its expected gradient is zero.
 PRINTED_PENALTY = PENALTY | {"fkl": NONE, "ufkl": NONE}
+# The divergences of responses that are sums over tokens.
+CHAIN_RULES = PENALTY | {"jeffreys": FORWARD | REVERSE, "chi2": {"chi2": 1.0}}
 
 
 def _rpg(
@@ -302,7 +315,7 @@ _ROWS = [
     *_rpg("rpg-reinforce-{}", reinforce_loss),
     *_rpg("rpg-reinforce-{}-clip", clipped_loss, clip=DualClip()),
     *_rpg("rpg-{}-clip-as-printed", clipped_loss_as_printed, PRINTED_PENALTY, clip=DualClip()),
-    *_rpg("rpg-{}-prefix", per_decision_loss, level="prefix"),
+    *_rpg("rpg-{}-prefix", per_decision_loss, CHAIN_RULES, level="prefix"),
     _grpo("grpo", grpo_loss, FORWARD, None),
     _grpo("grpo-corrected", grpo_corrected_loss, REVERSE, REVERSE),
     # Schulman et al. 2017; the advantages are a critic's, one per token.
@@ -326,10 +339,10 @@ _ROWS = [
     _ppo("cpgd", cpgd_loss, NONE, None, off_policy_reward=False),
 ]
 
-RECIPES: Table[Recipe] = Table("recipe", {row.name: row for row in _ROWS})
-"""The named recipes; ``rpg-X-clip`` is another name of ``rpg-reinforce-X-clip``.
+ALIASES = {f"rpg-{x}-clip": f"rpg-reinforce-{x}-clip" for x in PENALTY}
+RECIPES: Table[Recipe] = Table("recipe", {row.name: row for row in _ROWS}, ALIASES)
+"""The named recipes, each once; ``RECIPES["rpg-X-clip"]`` is ``rpg-reinforce-X-clip``, by the table ALIASES.
 
 Source: paper §3 (rpg-X), §4 (rpg-reinforce-X), Algorithm 2 (…-clip), Algorithm 1 (…-as-printed), §2.2 (grpo), §5 (its
 comparisons); PAPER §5 (…-prefix); the others beside their rows.
 """
-RECIPES |= {f"rpg-{x}-clip": RECIPES[f"rpg-reinforce-{x}-clip"] for x in PENALTY}

@@ -62,7 +62,7 @@ def fits(name: str, level: str) -> bool:
 # Whole recipes are slow under the checks of shapes.
 law = share(2)
 
-NAMES = [name for name, recipe in RECIPES.items() if recipe.name == name]
+NAMES = list(RECIPES)
 CASES = [(name, level) for name in NAMES for level in LEVELS if fits(name, level)]
 # The golden section is as far from fractions as a number can be: nowhere near the grid is A = β·log v, at which the
 # sign of a weight is rounding.

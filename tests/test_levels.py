@@ -1,15 +1,17 @@
 """The four levels, by enumerating every response: chain rules, what each gradient is, and what it is not."""
 
+import dataclasses
+
 import numpy as np
 import numpy_oracle
 import pytest
 import torch
 from hypothesis import given
 from hypothesis import strategies as st
-from strategies import Tree, floats, paper_names, rewards, trees
+from strategies import CHAIN_NAMES, Tree, chain_names, floats, paper_names, rewards, trees
 from torch.testing import assert_close
 
-from rpg_ref import RECIPES, differentiable_loss, per_decision_loss
+from rpg_ref import DIVERGENCES, RECIPES, differentiable_loss, per_decision_loss
 from rpg_ref.audit import oracle
 from rpg_ref.objective import Objective
 
@@ -62,15 +64,51 @@ def test_each_kl_of_responses_is_a_sum_over_tokens(tree: Tree, name):
 
 
 @pytest.mark.parametrize("name", ["jeffreys", "js", "chi2"])
-def test_chi2_and_the_others_have_no_chain_rule(name):
-    """Neither histories of π_θ nor of π_ref nor of π_old make the token terms add up to that of responses."""
-    enumeration, leaf, tables, logps = policies(drawn(EQUAL))
+def test_histories_of_one_policy_do_not_sum_up_chi2_jeffreys_or_js(name):
+    """Averaged over histories of π_θ, π_ref or π_old alone, the token terms do not add up to that of responses."""
+    _, leaf, tables, logps = policies(drawn(EQUAL))
+    enumeration = oracle.prefix_tree(*EQUAL)
     whole = oracle.flat_gradient(of_responses(name, logps), [leaf])
     for table in tables:
         summed = oracle.flat_gradient((frozen(enumeration, table) * per_token(name, tables)).sum(), [leaf])
         assert (summed - whole).norm() > 1e-2 * whole.norm()
-    with pytest.raises(ValueError, match="no chain rule"):
-        per_decision_loss(logps.current.cumsum(1), logps.old.cumsum(1), 0.0, name, 1.0)
+
+
+def test_js_alone_has_no_known_chain_rule():
+    _, _, _, logps = policies(drawn(EQUAL))
+    with pytest.raises(ValueError, match="no chain rule over tokens is known for divergence js"):
+        per_decision_loss(logps.current.cumsum(1), logps.old.cumsum(1), 0.0, "js", 1.0)
+    assert [name for name, row in DIVERGENCES.items() if row.history] == list(CHAIN_NAMES)
+
+
+@pytest.mark.parametrize("shape", [(2, 4, 0), (3, 3, 1), (4, 3, 3)], ids=str)
+@pytest.mark.parametrize("name", CHAIN_NAMES)
+def test_the_prefix_penalty_is_the_divergence_of_responses(name, shape):
+    """In value and in gradient, off-policy, on trees of uneven depth, against NumPy's complex steps."""
+    tree = drawn(shape, seed=5)
+    enumeration, leaf, tables, logps = policies(tree)
+    prefixes = (x.cumsum(1) for x in (logps.current, logps.old))
+    each = per_decision_loss(*prefixes, 0.0, name, 1.0, logp_ref=logps.ref.cumsum(1))
+    penalty = (logps.old.sum(1).exp() * torch.where(enumeration.mask, each, 0.0).sum(1)).sum()
+    old, ref = (x.detach().exp().numpy() for x in tables[1:])
+    J = numpy_oracle.tree_objective(name, 1.0, 0.0 * tree.reward, old, ref, shape, "sequence")
+    assert_close(penalty.item(), -J(tree.logits).item(), rtol=1e-13, atol=0)
+    exact = torch.tensor(-numpy_oracle.gradient(J, tree.logits))
+    assert_close(torch.autograd.grad(penalty, leaf)[0], exact, rtol=0, atol=2e-14 * float(exact.abs().max()))
+
+
+@pytest.mark.parametrize("name", ["jeffreys", "chi2"])
+@pytest.mark.parametrize("wrong", [(1, 0), (0, 1), (2, 0), (1, 1), (2, -2)], ids=str)
+def test_other_history_weights_are_wrong(name, wrong):
+    """The comparison above could fail: with these powers of w_{<t} and u_{<t} the gradient is another one."""
+    row = DIVERGENCES[name]
+    spoilt = dataclasses.replace(row, history=(row.history[0]._replace(w=wrong[0], u=wrong[1]), *row.history[1:]))
+    if spoilt == row:
+        return
+    right, found = (
+        mean_and_variance(*gradients(drawn(UNEVEN), by_prefix(divergence)))[0] for divergence in (row, spoilt)
+    )
+    assert (found - right).norm() > 1e-2 * right.norm()
 
 
 def token_sum(name, tree, ref):
@@ -129,7 +167,7 @@ def mean_and_variance(each, chance):
     return mean, float((chance[:, None] * (each - mean) ** 2).sum())
 
 
-@given(tree=trees(spread=1.5), name=paper_names)
+@given(tree=trees(spread=1.5), name=chain_names)
 def test_prefix_and_sequence_gradients_have_one_mean(tree: Tree, name):
     (prefix, _), (whole, _) = (mean_and_variance(*gradients(tree, of(name))) for of in (by_prefix, by_response))
     assert_close(prefix, whole, rtol=1e-9, atol=1e-10)
