@@ -127,7 +127,8 @@ def about(name: str) -> list[Claim]:
 def _recipe(recipe: Recipe) -> str:
     loss = f"{recipe.loss.__module__.removeprefix('rpg_ref.')}:{recipe.loss.__name__}"
     bounds = [str(x) for x in (recipe.clip, recipe.bound) if x is not None]
-    choices = [f"β = {recipe.beta:g}", f"{recipe.level} level", recipe.baseline, recipe.aggregation, *bounds]
+    of = "a critic's advantages" if recipe.critic else recipe.baseline
+    choices = [f"β = {recipe.beta:g}", f"{recipe.level} level", of, recipe.aggregation, *bounds]
     cells = {
         "loss": (recipe.loss.__doc__ or "").partition("\n")[0],
         "code": f"{locate(loss)} ({loss})",

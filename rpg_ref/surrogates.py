@@ -90,6 +90,10 @@ def penalty(t: Terms, beta: float) -> Float[Tensor, "*shape"]:
     return beta * t.u * t.row.f(t.log_v)
 
 
+def _surrogate(t: Terms, beta: float) -> Float[Tensor, "*shape"]:
+    return t.mass * (-t.log_w.exp() * t.advantage + penalty(t, beta))
+
+
 def weight(
     logp: Float[Tensor, "*shape"],
     logp_old: Float[Tensor, "*shape"],
@@ -143,7 +147,7 @@ def differentiable_loss(
     Source: paper Table 1; Props 3.2 (ufkl), 3.6 (urkl), E.1 (fkl), E.3 (rkl), up to constants in θ.
     """
     t = terms(logp, logp_old, advantage, beta, logp_ref, divergence, log_mass_old)
-    return rounded(t.mass * (-t.log_w.exp() * t.advantage + penalty(t, beta)), logp)
+    return rounded(_surrogate(t, beta), logp)
 
 
 def reinforce_loss(
@@ -167,3 +171,41 @@ def reinforce_loss(
     """
     t = terms(logp, logp_old, advantage, beta, logp_ref, divergence, log_mass_old)
     return rounded(-coefficient(t, beta).detach() * t.logp, logp)
+
+
+def entropy_loss(
+    logp: Float[Tensor, "*shape"],
+    logp_old: Float[Tensor, "*shape"],
+    advantage: PerSample,
+    divergence: str | Divergence,
+    beta: float,
+    *,
+    logp_ref: Float[Tensor, "*shape"] | None = None,
+    entropy: float,
+) -> Float[Tensor, "*shape"]:
+    """``differentiable_loss`` + c·(w·log π_θ − w + 1), whose mean over samples of π_old is −c·H(π_θ): an entropy bonus.
+
+    The entropy is, up to its sign, the reverse KL to the counting measure, whose log-probability is 0 everywhere. So
+    the bonus is a second anchor; its coefficient of ∇log π_θ is −c·w·log π_θ.
+
+    Args:
+        logp: log π_θ of the samples in nats, any shape; the only input that carries a gradient.
+        logp_old: log π_old, same shape.
+        advantage: A = R − b, same shape or one number, larger is better.
+        divergence: a name in DIVERGENCES or a Divergence.
+        beta: strength β ≥ 0 of the penalty, in reward per nat.
+        logp_ref: log π_ref, same shape; None means π_ref = π_old.
+        entropy: strength c ≥ 0 of the entropy bonus, in reward per nat.
+
+    Returns:
+        One loss per sample, same shape, to be minimised.
+
+    Raises:
+        ValueError: as ``weight``; or c is out of range.
+
+    Source: ours; Williams and Peng 1991 for the bonus.
+    """
+    check_number("entropy", entropy, 0.0, math.inf, "[)")
+    t = terms(logp, logp_old, advantage, beta, logp_ref, divergence)
+    w = t.log_w.exp()
+    return rounded(_surrogate(t, beta) + entropy * (w * t.logp - w + 1), logp)

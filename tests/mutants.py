@@ -69,7 +69,7 @@ HAND = [
     ("recipes.py", "self.beta if self.clips_penalty else 0.0", "self.beta"),
     ("recipes.py", "(w >= self.clip.dual)", "(w <= self.clip.dual)"),
     # levels, masks, aggregation, denominators
-    ("ratios.py", "x.sum(1, keepdim=True), _any", "x.sum(1, keepdim=True) / x.shape[1], _any"),
+    ("ratios.py", "x.sum(1, keepdim=True), _any,  ", "x.sum(1, keepdim=True) / x.shape[1], _any,  "),
     ("recipes.py", "level.samples(torch.where(keep, widest(x), 0.0), keep)", "level.samples(widest(x) * keep, keep)"),
     ("recipes.py", "torch.where(alive, widest(reward), 0.0)", "widest(reward)"),
     ("recipes.py", "denominator=denominator)", "denominator=None)"),
@@ -184,7 +184,7 @@ HAND = [
     ("ratios.py", "x.cumsum(1),            _each, _at_the_end", "x.cumsum(1),            _each, _everywhere"),
     ("ratios.py", '_each, _at_the_end, "sequence"', '_each, _at_the_end, "token"'),
     ("ratios.py", 'Level(_mean,                                  _any,  _everywhere, "sequence")', 'Level(_mean,                                  _any,  _everywhere, "token")'),
-    ("ratios.py", "lambda x, keep: x.sum(1, keepdim=True), _any", "_mean, _any"),
+    ("ratios.py", "lambda x, keep: x.sum(1, keepdim=True), _any,  ", "_mean, _any,  "),
     ("advantages.py", "Baseline(lambda r, g: r,    ", "Baseline(lambda r, g: -r,    "),
     ("advantages.py", "_standardised(r, _batch(r))", "_standardised(r, g)"),
     ("advantages.py", "lambda r, g: r - g.mean,  ", "lambda r, g: r - _batch(r).mean,  "),
@@ -241,6 +241,13 @@ HAND = [
     ("ppo.py", "(t.log_v - t.log_w).detach().flip(-1).cumsum(-1).flip(-1)", "(t.log_v - t.log_w).detach().cumsum(-1)"),
     ("ppo.py", "(t.log_v - t.log_w).detach().flip(-1)", "t.log_v.detach().flip(-1)"),
     ("cpgd_pmd.py", "clamped_w.log()", "clamped_w"),
+    ("surrogates.py", "(w * t.logp - w + 1)", "(t.logp - w + 1)"),
+    ("surrogates.py", "(w * t.logp - w + 1)", "(w.detach() * t.logp - w + 1)"),
+    ("ratios.py", "_everywhere, \"sequence\", _over_length)", "_everywhere, \"sequence\")"),
+    ("recipes.py", "* level.share(keep)", ""),
+    ("recipes.py", '{"entropy": self.entropy}', '{"entropy": -self.entropy}'),
+    ("recipes.py", "critic=True", "critic=False"),
+    ("recipes.py", "entropy=0.01", "entropy=0.1"),
     ("cpgd_pmd.py", "beta * k3(t.log_w)", "beta * k3(-t.log_w)"),
 ]
 # fmt: on

@@ -157,8 +157,8 @@ def clips_on_a_bound(draw: st.DrawFn, batch: Batch) -> DualClip:
     fitting = [
         clip
         for fits, clip in (
-            (0.5 <= w <= 1, {"low": 1 - w}),
-            (1 <= w < 2, {"high": w - 1}),
+            (0.5 <= w < 1, {"low": 1 - w}),
+            (1 < w < 2, {"high": w - 1}),
             (1 < w, {"dual": w}),
         )
         if fits

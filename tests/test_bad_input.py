@@ -139,6 +139,11 @@ CASES = {
     "recipe, beta": (lambda: dataclasses.replace(RECIPE, beta=-1.0), ["beta", "-1.0"]),
     "recipe, bound put on": (lambda: dataclasses.replace(RECIPE, bound=WeightBound()), ["bound", "WeightBound"]),
     "recipe, bound taken away": (lambda: dataclasses.replace(RECIPES["cispo"], bound=None), ["bound", "None"]),
+    "recipe, entropy put on": (lambda: dataclasses.replace(RECIPE, entropy=0.1), ["entropy", "0.1"]),
+    "recipe, entropy taken away": (
+        lambda: dataclasses.replace(RECIPES["rpg-urkl-entropy"], entropy=None),
+        ["entropy", "None"],
+    ),
     "recipe, prefix": (lambda: dataclasses.replace(RECIPE, level="prefix"), ["'prefix'", "per_decision_loss"]),
     "recipe, no prefix": (lambda: dataclasses.replace(RECIPES["rpg-rkl-prefix"], level="token"), ["'token'", "prefix"]),
     "bound, rule": (lambda: WeightBound("clip"), ["bound", "'clip'", "clamp"]),

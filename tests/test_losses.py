@@ -9,7 +9,7 @@ import torch
 import rpg_ref
 from rpg_ref import RECIPES, DualClip, WeightBound, ppo_loss
 
-NAMES = ("logp", "logp_old", "advantage", "divergence", "beta", "logp_ref", "log_mass_old", "clip", "bound")
+NAMES = ("logp", "logp_old", "advantage", "divergence", "beta", "logp_ref", "log_mass_old", "clip", "bound", "entropy")
 PUBLIC = [getattr(rpg_ref, name) for name in rpg_ref.__all__ if inspect.isfunction(getattr(rpg_ref, name))]
 LOSSES = [loss for loss in PUBLIC if list(inspect.signature(loss).parameters)[:3] == list(NAMES[:3])]
 LOGP = torch.tensor([[-1.0, -0.5, -2.0], [-0.25, -3.0, -1.5]])
@@ -26,6 +26,7 @@ GIVEN = {
     "clip": DualClip(low=0.1, high=0.2, dual=3.0),
     "bound": WeightBound("clamp", 0.9, 1.3),
     "log_mass_old": 0.5,
+    "entropy": 0.2,
 }
 
 
@@ -59,6 +60,7 @@ OTHER = {
     "clip": DualClip(low=0.01, high=0.01, dual=1.01),
     "bound": WeightBound("mask", 0.95, 1.2),
     "log_mass_old": -0.5,
+    "entropy": 0.1,
 }
 
 
@@ -116,6 +118,7 @@ BAD = {
     "beta": dict(beta=-1.0),
     "advantage": dict(advantage=torch.ones(3)),
     "divergence": dict(divergence="kl"),
+    "entropy": dict(entropy=-1.0),
 }
 BAD_CASES = [
     pytest.param(loss, bad, id=f"{loss.__name__}-{case}")

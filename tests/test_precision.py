@@ -26,7 +26,7 @@ BOUNDS = (WeightBound("clamp", 0.1, 5.0), WeightBound("mask", 0.1, 5.0), WeightB
 # Differences of these are exact in float64, whatever dtype holds them: what is seen is the losses' own rounding.
 LOGPS = (0.0, -(2.0**-10), -0.5, -1.0, -1.25, -3.0, -20.0, -90.0, -105.0, -300.0)
 ADVANTAGES, BETAS = (0.0, 1.0, -1.0, 2.5, -0.3), (0.0, 1e-4, 1.0)
-ROWS = 4
+ROWS, ENTROPY = 4, 0.5
 exp, log = mpmath.exp, mpmath.log
 
 # f(v), v·f′(v) and its derivative along log v = d, in terms that do not cancel further.
@@ -131,6 +131,11 @@ def differentiable_loss(x):
 
 def reinforce_loss(x):
     return times(-x.p, coefficient(x)), times(-1, coefficient(x))
+
+
+def entropy_loss(x):
+    value, gradient = differentiable_loss(x)
+    return [*value, *times(mpf(ENTROPY), [x.w * x.p, -x.w, mpf(1)])], [*gradient, ENTROPY * x.w * x.p]
 
 
 def clipped_loss(x):
@@ -271,7 +276,7 @@ def test_values_and_gradients_are_rounded_once(loss, dtype):
             anchored = draw.random() < 0.7
             A = torch.tensor([[draw.choice(ADVANTAGES) for _ in range(2)] for _ in range(ROWS)], dtype=torch.float64)
             choices = {"divergence": name, "beta": beta, "logp_ref": r if anchored else None}
-            choices |= {"clip": clip, "bound": bound}
+            choices |= {"clip": clip, "bound": bound, "entropy": ENTROPY}
             leaf = p.requires_grad_()
             value = loss(leaf, q, A, **{key: choices[key] for key in choices if key in names})
             assert value.dtype == answered

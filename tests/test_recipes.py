@@ -371,6 +371,8 @@ PUBLISHED = {
     "rpg-rkl-prefix": (None, 1e-4, "prefix", "group_mean", "token-mean"),
     "grpo": ((0.2, 0.2, math.inf), 0.04, "token", "group_std", "seq-mean-token-mean"),
     "grpo-corrected": ((0.2, 0.2, math.inf), 0.04, "token", "group_std", "seq-mean-token-mean"),
+    "rpg-urkl-entropy": (None, 1e-4, "token", "group_mean", "token-mean"),
+    "rpg-urkl-top-p": (None, 1e-4, "token", "none", "token-mean"),
     "ppo": ((0.2, 0.2, math.inf), 0.0, "token", "none", "token-mean"),
     "dapo": ((0.2, 0.28, math.inf), 0.0, "token", "group_std", "token-mean"),
     "dr-grpo": ((0.2, 0.2, math.inf), 0.0, "token", "group_mean", "seq-mean-token-sum"),
@@ -380,6 +382,7 @@ PUBLISHED = {
     "reinforce++-baseline": ((0.2, 0.2, math.inf), 0.01, "token", "group_mean_batch_std", "token-mean"),
     "rloo": ((0.2, 0.2, math.inf), 0.05, "sequence", "leave_one_out", "token-mean"),
     "pmd-mean": (None, 1e-4, "sequence", "group_mean", "token-mean"),
+    "pmd-mean-released": (None, 0.01, "sequence-over-length", "leave_one_out", "token-mean"),
     "cpgd": ((0.2, 0.2, math.inf), 1e-4, "token", "group_mean", "token-mean"),
 }
 
@@ -398,5 +401,6 @@ def test_settings_are_the_published_ones(name):
     bounds = (recipe.bound.low, recipe.bound.high) if recipe.bound else bounds
     found = (bounds, recipe.beta, recipe.level, recipe.baseline, recipe.aggregation)
     assert found == PUBLISHED[family] and recipe.sampler == WeightBound() and recipe.name == name
+    assert recipe.critic == (name == "ppo") and recipe.entropy == (0.01 if name == "rpg-urkl-entropy" else None)
     assert recipe.clip is None or recipe.clips_penalty == name.startswith("rpg")
     assert not name.startswith("rpg") or recipe.divergence in name.split("-")

@@ -18,7 +18,7 @@ from rpg_ref.ppo import grpo_corrected_loss, grpo_loss, k2_loss, kl_in_reward_lo
 from rpg_ref.prefix import per_decision_loss
 from rpg_ref.ratios import WeightBound
 from rpg_ref.recipes import Recipe
-from rpg_ref.surrogates import differentiable_loss, reinforce_loss
+from rpg_ref.surrogates import differentiable_loss, entropy_loss, reinforce_loss
 
 
 def integrand(name: str, log_p: Float[Tensor, "*shape"], log_r: Float[Tensor, "*shape"]) -> Float[Tensor, "*shape"]:
@@ -145,6 +145,7 @@ LEVEL_DEFINITIONS = {
     "sequence":  LevelDefinition(lambda x, mask: x.sum(1, True),              lambda c, mask: c),
     "geometric": LevelDefinition(lambda x, mask: x.sum(1, True) / token_count(mask),
                                  lambda c, mask: c / token_count(mask)),
+    "sequence-over-length": LevelDefinition(lambda x, mask: x.sum(1, True), lambda c, mask: c / token_count(mask)),
     "prefix":    LevelDefinition(lambda x, mask: x.cumsum(1),                 lambda c, mask: _to_go(c)),
 }
 # fmt: on
@@ -230,6 +231,7 @@ STATED: dict[Callable[..., Tensor], Stated] = {
     k2_loss: lambda r, pi, A: _ppo(r, pi, A) - r.beta * (pi.current - pi.ref),
     kl_in_reward_loss: lambda r, pi, A: _ppo(r, pi, A - r.beta * _to_go(pi.old - pi.ref)),
     pmd_mean_loss: lambda r, pi, A: A - r.beta * (pi.current - pi.old),
+    entropy_loss: lambda r, pi, A: _surrogate(r, pi, A) - (r.entropy or 0.0) * pi.current * (pi.current - pi.old).exp(),
     cpgd_loss: lambda r, pi, A: _inside(r, pi, A) * A - r.beta * (pi.current - pi.old).expm1(),
 }
 """What each loss states of one sample: its coefficient of ∇log π_θ, from the oracle's own pieces."""
