@@ -1,7 +1,7 @@
 """The table of divergences D = E_ref[f(v)], v = π_θ/π_ref: one row each, written on log v."""
 
 import math
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
 from dataclasses import dataclass
 from typing import NamedTuple
 
@@ -100,7 +100,7 @@ _BOTH = {_CURRENT: f_rkl, _REFERENCE: f_fkl}
 
 def _row(
     name: str,
-    history: dict[tuple[int, int], Callable[[Tensor], Tensor]] | None,
+    history: Mapping[tuple[int, int], Callable[[Tensor], Tensor]] | None,
     f: Callable[[Tensor], Tensor],
     slope: Callable[[Tensor], Tensor],
 ) -> tuple[str, Divergence]:
