@@ -18,7 +18,7 @@ from rpg_ref.prefix import per_decision_loss
 from rpg_ref.ratios import BOUNDS, LEVELS, WeightBound, bounded_log_weight, log_ratios
 from rpg_ref.recipes import RECIPES, LossOutput, Recipe, SampleLosses
 from rpg_ref.reference import ReferenceRule, ReferenceState
-from rpg_ref.surrogates import differentiable_loss, reinforce_loss, weight
+from rpg_ref.surrogates import differentiable_loss, entropy_loss, reinforce_loss, weight
 
 __all__ = [
     "AGGREGATIONS",
@@ -48,6 +48,7 @@ __all__ = [
     "count",
     "cpgd_loss",
     "differentiable_loss",
+    "entropy_loss",
     "fused_logprobs",
     "fused_loss",
     "grpo_corrected_loss",

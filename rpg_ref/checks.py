@@ -25,16 +25,25 @@ class UnknownName(KeyError, ValueError):
 
 
 class Table(dict[str, Row]):
-    """A dict of named rows that answers an unknown name with the nearest ones."""
+    """A dict of named rows that answers an unknown name with the nearest ones.
 
-    def __init__(self, what: str, rows: dict[str, Row]) -> None:
-        """Name what the rows are (``"divergence"``), for the error message."""
+    ``table[alias]`` is the row of another name; iteration gives each row once, under its own name.
+    """
+
+    def __init__(self, what: str, rows: dict[str, Row], aliases: dict[str, str] | None = None) -> None:
+        """Name what the rows are (``"divergence"``), for the error message; ``aliases`` are alias ↦ name."""
         super().__init__(rows)
-        self.what = what
+        self.what, self.aliases = what, aliases or {}
+
+    def check(self, name: str) -> None:
+        """Raise UnknownName unless there is such a row."""
+        self[name]
 
     def __missing__(self, name: object) -> Row:
-        """Raise UnknownName (a KeyError and a ValueError), listing the nearest names, or all when none is near."""
-        near = difflib.get_close_matches(str(name).lower(), self)
+        """Return an alias's row; else raise UnknownName, listing the nearest names, or all when none is near."""
+        if name in self.aliases:
+            return self[self.aliases[str(name)]]
+        near = difflib.get_close_matches(str(name).lower(), [*self, *self.aliases])
         hint = f"the nearest are {', '.join(near)}" if near else f"choose one of {', '.join(self)}"
         raise UnknownName(f"unknown {self.what} {name!r}; {hint}")
 

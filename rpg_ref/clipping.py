@@ -10,9 +10,9 @@ from torch import Tensor
 
 from rpg_ref.checks import check_number
 from rpg_ref.divergences import Divergence
-from rpg_ref.numerics import at_least_float32
-from rpg_ref.ratios import WeightBound, bounded_log_weight, log_ratios
-from rpg_ref.surrogates import PerSample, terms, weight
+from rpg_ref.numerics import rounded
+from rpg_ref.ratios import WeightBound, bounded_log_weight
+from rpg_ref.surrogates import PerSample, Terms, terms
 
 
 @dataclass(frozen=True)
@@ -20,12 +20,12 @@ class DualClip:
     """Where a sample still moves the policy: w < 1 + high if it is to become likelier, else 1 − low < w < dual.
 
     Attributes:
-        low: ε1 in [0, 1].
-        high: ε2 ≥ 0; inf never clips.
+        low: ε1 in (0, 1]; 1 never clips.
+        high: ε2 > 0; inf never clips.
         dual: c > 1, the upper bound for samples that are to become less likely; inf never clips.
 
     Raises:
-        ValueError: a bound is out of range.
+        ValueError: a bound is out of range, or so small that w = 1 is outside, where every on-policy sample is.
 
     Source: paper §3.3, §4.1, App. G; defaults (0.2, 0.28) of §5 and c = 10 of the released scripts.
     """
@@ -39,17 +39,23 @@ class DualClip:
         check_number("low", self.low, 0.0, 1.0)
         check_number("high", self.high, 0.0, math.inf)
         check_number("dual", self.dual, 1.0, math.inf, "(]")
+        for name, interior, direction in (("low", 1 - self.low < 1, "less"), ("high", 1 < 1 + self.high, "more")):
+            if not interior:
+                value = getattr(self, name)
+                raise ValueError(
+                    f"{name} is {value!r}, so that no sample at w = 1 could be made {direction} likely; pass {name} > 0"
+                )
 
 
 class Region(NamedTuple):
-    """The clip at each sample: whether its gradient is live, and the ratio clamped to the live interval."""
+    """The clip at each sample: whether its ratio is inside, and the ratio clamped to the interval inside."""
 
-    live: Bool[Tensor, "*shape"]
+    inside: Bool[Tensor, "*shape"]
     clamped_w: Float[Tensor, "*shape"]
 
 
 def region(direction: Float[Tensor, "*shape"], w: Float[Tensor, "*shape"], clip: DualClip) -> Region:
-    """Live iff w < 1 + ε2 where direction ≥ 0, and iff 1 − ε1 < w < c where direction < 0.
+    """Inside iff w < 1 + ε2 where direction ≥ 0, and iff 1 − ε1 < w < c where direction < 0; outside has no gradient.
 
     Args:
         direction: anything with the sign in which the sample pushes log π_θ (RPG: the weight; PPO: the advantage).
@@ -57,14 +63,14 @@ def region(direction: Float[Tensor, "*shape"], w: Float[Tensor, "*shape"], clip:
         clip: the bounds.
 
     Returns:
-        Region of masks and clamped ratios, same shape; exactly on a bound a sample is not live.
+        Region of masks and clamped ratios, same shape; a sample exactly on a bound is outside.
 
     Source: paper Algorithm 2, whose ψ = A′·ℓ has the sign of the weight where ℓ = −log π_θ > 0. At ℓ = 0, where the
     gradient of a softmax's log π_θ is zero, ψ forgets the sign and we keep it, as Algorithm 1 does.
     """
     up, w_low, w_high = direction >= 0, 1 - clip.low, 1 + clip.high
     return Region(
-        live=torch.where(up, w < w_high, (w_low < w) & (w < clip.dual)),
+        inside=torch.where(up, w < w_high, (w_low < w) & (w < clip.dual)),
         clamped_w=torch.where(up, w.clamp(max=w_high), w.clamp(w_low, clip.dual)),
     )
 
@@ -72,7 +78,7 @@ def region(direction: Float[Tensor, "*shape"], w: Float[Tensor, "*shape"], clip:
 def clipped_ratio(
     direction: Float[Tensor, "*shape"], log_w: Float[Tensor, "*shape"], clip: DualClip
 ) -> Float[Tensor, "*shape"]:
-    """Return w where it is live, and its clamped value, a constant in θ, where it is not.
+    """Return w where it is inside, and its clamped value, a constant in θ, where it is not.
 
     Args:
         direction: as in ``region``.
@@ -84,8 +90,8 @@ def clipped_ratio(
 
     Source: paper Algorithm 1's max and min, written as the region they select.
     """
-    live, clamped_w = region(direction, log_w.detach().exp(), clip)
-    return torch.where(live, torch.where(live, log_w, 0.0).exp(), clamped_w)
+    inside, clamped_w = region(direction, log_w.detach().exp(), clip)
+    return torch.where(inside, torch.where(inside, log_w, 0.0).exp(), clamped_w)
 
 
 def clipped_loss(
@@ -101,7 +107,7 @@ def clipped_loss(
     """SG(clamp(w)·A + C)·ℓ with ℓ = −log π_θ and C = −β·u·slope(log v), ℓ differentiated inside the region only.
 
     For w ≥ M = max(1 + ε2, c) no gradient flows whatever the sign, so log w is clamped at log M + 1 (strictly beyond
-    M) before exp, and log v by as much, u being fixed: no w overflows, no gradient changes, and such dead samples
+    M) before exp, and log v by as much, u being fixed: no w overflows, no gradient changes, and such samples
     report their value at that clamp.
 
     Args:
@@ -114,21 +120,20 @@ def clipped_loss(
         clip: the bounds.
 
     Returns:
-        One loss per sample, same shape; its gradient is −1[live]·weight·∇log π_θ.
+        One loss per sample, same shape; its gradient is −1[inside]·weight·∇log π_θ.
 
     Raises:
         ValueError: as ``weight``.
 
     Source: paper Algorithm 2 and App. G.2.
     """
-    _, A, log_w, log_v, u, row = terms(logp, logp_old, advantage, divergence, beta, logp_ref)
-    log_w, log_v = log_w.detach(), log_v.detach()
+    t = terms(logp, logp_old, advantage, beta, logp_ref, divergence)
+    log_w, log_v = t.log_w.detach(), t.log_v.detach()
     excess = (log_w - math.log(max(1 + clip.high, clip.dual)) - 1).clamp(min=0.0)
     w = (log_w - excess).exp()
-    C = -beta * u * row.slope(log_v - excess)
-    live, clamped_w = region(w * A + C, w, clip)
-    nll = -at_least_float32(logp)
-    return (clamped_w * A + C).to(nll.dtype) * torch.where(live, nll, nll.detach())
+    C = -beta * t.u * t.row.slope(log_v - excess)
+    inside, clamped_w = region(w * t.advantage + C, w, clip)
+    return rounded((clamped_w * t.advantage + C) * torch.where(inside, -t.logp, -t.logp.detach()), logp)
 
 
 def clipped_loss_as_printed(
@@ -153,10 +158,10 @@ def clipped_loss_as_printed(
 
     Source: paper Algorithm 1, lines 11–14, 27, 32; what is wrong with it is in the errata.
     """
-    _, A, log_w, log_v, _, row = terms(logp, logp_old, advantage, divergence, beta, logp_ref)
-    regularised_advantage = A - beta * row.slope(log_v) * (-log_v).exp()
-    loss = -clipped_ratio(regularised_advantage, log_w, clip) * regularised_advantage
-    return loss.to(at_least_float32(logp).dtype)
+    t = terms(logp, logp_old, advantage, beta, logp_ref, divergence)
+    direction = _regularised(t, torch.zeros_like(t.log_w), beta).detach()
+    inside, clamped_w = region(direction, t.log_w.detach().exp(), clip)
+    return rounded(-_regularised(t, torch.where(inside, t.log_w, clamped_w.log()), beta), logp)
 
 
 def bounded_loss(
@@ -169,7 +174,7 @@ def bounded_loss(
     logp_ref: Float[Tensor, "*shape"] | None = None,
     bound: WeightBound,
 ) -> Float[Tensor, "*shape"]:
-    """−SG(w̄/w·weight)·log π_θ with w̄ the bounded importance weight: hard clip, truncation or mask, by the bound.
+    """−SG(w̄·(A − β·f′(v)))·log π_θ, w̄ the bounded importance weight: hard clip, truncation or mask, by the bound.
 
     Since weight = w·(A − β·f′(v)) this is the REINFORCE-style loss with w̄ in w's place. Samples outside the bound
     still move the policy, by a weight that is too small or too large, unless it masks them.
@@ -191,7 +196,10 @@ def bounded_loss(
 
     Source: paper, remark after Prop. F.1 (hard clip); MiniMax 2025 (CISPO); PAPER §4.
     """
-    log_w = log_ratios(logp, logp_old).log_w.detach()
-    share = (bounded_log_weight(log_w, bound) - log_w).exp()
-    live = weight(logp, logp_old, advantage, divergence, beta, logp_ref=logp_ref).detach()
-    return (-share * live).to(live.dtype) * at_least_float32(logp)
+    t = terms(logp, logp_old, advantage, beta, logp_ref, divergence)
+    return rounded(-_regularised(t, bounded_log_weight(t.log_w, bound), beta).detach() * t.logp, logp)
+
+
+def _regularised(t: Terms, log_w: Float[Tensor, "*shape"], beta: float) -> Float[Tensor, "*shape"]:
+    """w·(A − β·f′(v)) in float64 for any w. f′ = slope/v, and w/v is one exponential: it is finite where 1/v is not."""
+    return log_w.exp() * t.advantage - beta * (log_w - t.log_v).exp() * t.row.slope(t.log_v)

@@ -1,9 +1,9 @@
 """The table of divergences D = E_ref[f(v)], v = π_θ/π_ref: one row each, written on log v."""
 
 import math
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
 from dataclasses import dataclass
-from typing import Literal
+from typing import NamedTuple
 
 import torch
 from torch import Tensor
@@ -11,6 +11,20 @@ from torch.nn.functional import logsigmoid
 
 from rpg_ref.checks import Table
 from rpg_ref.numerics import at_least_float32, phi
+
+
+class History(NamedTuple):
+    """One term of a chain rule over tokens: Σ_t E_old[w_{<t}^w · u_{<t}^u · u_t·f(v_t)].
+
+    Attributes:
+        w: the power of w_{<t}, π_θ's weight of the tokens before, which is differentiated too.
+        u: the power of u_{<t}, π_ref's.
+        f: log v_t ↦ f(v_t), any shape.
+    """
+
+    w: int
+    u: int
+    f: Callable[[Tensor], Tensor]
 
 
 @dataclass(frozen=True)
@@ -21,8 +35,8 @@ class Divergence:
         name: the row's name.
         f: log v ↦ f(v), any shape. D = E_ref[f(v)].
         slope: log v ↦ ∂f/∂log v = v·f′(v), any shape. The penalty's coefficient of ∇log π_θ.
-        history: whose prefixes the chain rule D(p, r) = Σ_t E_h[D_t(h)] averages over: "current" (h ∼ π_θ),
-            "reference" (h ∼ π_ref), or None where there is no such rule.
+        history: the terms of the chain rule by which D of whole responses is a sum over their tokens; none where no
+            such rule is known.
 
     Source: paper Tables 1 and 2 for fkl, ufkl, rkl, urkl; the unification and the other rows are ours.
     """
@@ -30,7 +44,17 @@ class Divergence:
     name: str
     f: Callable[[Tensor], Tensor]
     slope: Callable[[Tensor], Tensor]
-    history: Literal["current", "reference"] | None = None
+    history: tuple[History, ...] = ()
+
+
+def f_fkl(d: Tensor) -> Tensor:
+    """Return −log v."""
+    return -d
+
+
+def f_rkl(d: Tensor) -> Tensor:
+    """Return v log v."""
+    return d * d.exp()
 
 
 def f_urkl(d: Tensor) -> Tensor:
@@ -64,25 +88,36 @@ def slope_js(d: Tensor) -> Tensor:
     return d.exp() / 2 * torch.where(near, (small / 2).tanh().log1p(), math.log(2) + logsigmoid(d))
 
 
+def f_chi2(d: Tensor) -> Tensor:
+    """Return (v − 1)²."""
+    return v_minus_1(d) ** 2
+
+
+# Powers of w_{<t} and u_{<t}: histories drawn by π_θ, by π_ref; χ² + 1 = E_ref[v²], and u·v² = w²/u.
+_CURRENT, _REFERENCE, _SQUARED = (1, 0), (0, 1), (2, -1)
+_BOTH = {_CURRENT: f_rkl, _REFERENCE: f_fkl}
+
+
 def _row(
     name: str,
-    history: Literal["current", "reference"] | None,
+    history: Mapping[tuple[int, int], Callable[[Tensor], Tensor]] | None,
     f: Callable[[Tensor], Tensor],
     slope: Callable[[Tensor], Tensor],
 ) -> tuple[str, Divergence]:
-    return name, Divergence(name, lambda d: f(at_least_float32(d)), lambda d: slope(at_least_float32(d)), history)
+    chain = tuple(History(*powers, term) for powers, term in (history or {}).items())
+    return name, Divergence(name, lambda d: f(at_least_float32(d)), lambda d: slope(at_least_float32(d)), chain)
 
 
 # fmt: off
 DIVERGENCES: Table[Divergence] = Table("divergence", dict([
-    #    name        history      f(v), with d = log v          slope = v·f′(v)                      of the paper
-    _row("fkl",      "reference", lambda d: -d,                 lambda d: -torch.ones_like(d)),      # Prop E.1
-    _row("ufkl",     "reference", phi,                          torch.expm1),                        # Prop 3.2
-    _row("rkl",      "current",   lambda d: d * d.exp(),        lambda d: (d + 1) * d.exp()),        # Prop E.3
-    _row("urkl",     "current",   f_urkl,                       lambda d: d * d.exp()),              # Prop 3.6
-    _row("jeffreys", None,        lambda d: d * v_minus_1(d),   lambda d: d * d.exp() + d.expm1()),
-    _row("js",       None,        f_js,                         slope_js),
-    _row("chi2",     None,        lambda d: v_minus_1(d) ** 2,  lambda d: 2 * d.exp() * d.expm1()),
+    #    name        chain rule            f(v), with d = log v          slope = v·f′(v)                  of the paper
+    _row("fkl",      {_REFERENCE: f_fkl},  f_fkl,                        lambda d: -torch.ones_like(d)),  # Prop E.1
+    _row("ufkl",     {_REFERENCE: phi},    phi,                          v_minus_1),                      # Prop 3.2
+    _row("rkl",      {_CURRENT: f_rkl},    f_rkl,                        lambda d: (d + 1) * d.exp()),    # Prop E.3
+    _row("urkl",     {_CURRENT: f_urkl},   f_urkl,                       lambda d: d * d.exp()),          # Prop 3.6
+    _row("jeffreys", _BOTH,                lambda d: d * v_minus_1(d),   lambda d: d * d.exp() + v_minus_1(d)),
+    _row("js",       None,                 f_js,                         slope_js),
+    _row("chi2",     {_SQUARED: f_chi2},   f_chi2,                       lambda d: 2 * d.exp() * d.expm1()),
 ]))
 # fmt: on
 

@@ -119,16 +119,16 @@ def fused_loss(
     with torch.no_grad():
         twice = sees_other_tokens(recipe, on_policy=logp_old is None)
         if twice:
-            for live, _ in parts:
-                logp.view(-1)[live] = softmax.odds(live).logp
+            for kept, _ in parts:
+                logp.view(-1)[kept] = softmax.odds(kept).logp
             differentiate(slice(None))
-        for live, rows in parts:
-            odds = softmax.odds(live)
-            logp.view(-1)[live] = odds.logp
+        for kept, rows in parts:
+            odds = softmax.odds(kept)
+            logp.view(-1)[kept] = odds.logp
             if not twice:
                 differentiate(rows)
-            score = softmax.pull(live, odds, slope.view(-1)[live], x_grad, head_grad)
-            entropy.view(-1)[live] = (softmax.x[live] * score).sum(1) - odds.logp
+            score = softmax.pull(kept, odds, slope.view(-1)[kept], x_grad, head_grad)
+            entropy.view(-1)[kept] = (softmax.x[kept] * score).sum(1) - odds.logp
             del odds  # the next chunk's would be made beside them
         loss, metrics = call(logp, slice(None))
     loss = _WithGradient.apply(loss, hidden, head, x_grad.view_as(hidden), head_grad)
@@ -194,7 +194,7 @@ def sees_other_tokens(recipe: Recipe, *, on_policy: bool) -> bool:
 class _Part(NamedTuple):
     """A chunk: places of unmasked tokens in the flattened [B·T], and the rows they are in."""
 
-    live: Int[Tensor, "n"]
+    kept: Int[Tensor, "n"]
     rows: slice
 
 
@@ -206,9 +206,9 @@ def _parts(mask: Shaped[Tensor, "B T"], head: Float[Tensor, "V d"], chunk: int |
     places = (mask != 0).flatten().nonzero().squeeze(1)
     if not len(places):
         return []
-    lives = places.split(chunk)
-    ends = (torch.stack([live[[0, -1]] for live in lives]) // mask.shape[1]).tolist()
-    return [_Part(live, slice(first, last + 1)) for live, (first, last) in zip(lives, ends, strict=True)]
+    pieces = places.split(chunk)
+    ends = (torch.stack([kept[[0, -1]] for kept in pieces]) // mask.shape[1]).tolist()
+    return [_Part(kept, slice(first, last + 1)) for kept, (first, last) in zip(pieces, ends, strict=True)]
 
 
 class _Odds(NamedTuple):
@@ -234,9 +234,9 @@ class _Softmax(NamedTuple):
     def zeros(self, shape: torch.Size) -> Tensor:
         return torch.zeros(shape, dtype=self.wide, device=self.x.device)
 
-    def odds(self, live: Int[Tensor, "n"]) -> _Odds:
+    def odds(self, kept: Int[Tensor, "n"]) -> _Odds:
         """Form the logits of some x, and turn them where they lie into odds."""
-        z, label = _product(self.x[live], self.head.T), self.labels[live]
+        z, label = _product(self.x[kept], self.head.T), self.labels[kept]
         if self.temperature != 1.0:
             z /= self.temperature
         top, own = z.amax(1, keepdim=True), z.gather(1, label)
@@ -247,18 +247,18 @@ class _Softmax(NamedTuple):
 
     def pull(
         self,
-        live: Int[Tensor, "n"],
+        kept: Int[Tensor, "n"],
         odds: _Odds,
         slope: Float[Tensor, "n"],
         x_grad: Float[Tensor, "N d"],
         head_grad: Float[Tensor, "V d"] | None,
     ) -> Float[Tensor, "n d"]:
         """Add slope·∂ log π(token) to both gradients, using up the odds; return ∂ log π(token)/∂x."""
-        x, slope = self.x[live], slope[:, None]
-        excess = odds.others.div_(odds.total).scatter_(1, self.labels[live], odds.logp[:, None].expm1())
+        x, slope = self.x[kept], slope[:, None]
+        excess = odds.others.div_(odds.total).scatter_(1, self.labels[kept], odds.logp[:, None].expm1())
         excess = excess.to(self.head.dtype)  # π − onehot(token), the gradient of −log π(token) with respect to z
         score = _product(excess, self.head) / -self.temperature
-        x_grad[live] = (slope * score).to(x.dtype)
+        x_grad[kept] = (slope * score).to(x.dtype)
         if head_grad is not None:
             _subtract_product(head_grad, excess.T, (slope / self.temperature * x).to(excess.dtype))
         return score
@@ -327,8 +327,8 @@ class _Logprobs(torch.autograd.Function):
         ctx.save_for_backward(x, head)
         ctx.labels, ctx.temperature, ctx.parts = softmax.labels, softmax.temperature, parts
         logp = softmax.zeros(shape)
-        for live, _ in parts:
-            logp.view(-1)[live] = softmax.odds(live).logp
+        for kept, _ in parts:
+            logp.view(-1)[kept] = softmax.odds(kept).logp
         return logp
 
     @staticmethod
@@ -338,6 +338,6 @@ class _Logprobs(torch.autograd.Function):
         softmax = _Softmax(x, head, ctx.labels, ctx.temperature)
         x_grad, slope = torch.zeros_like(x), slope.flatten()
         head_grad = softmax.zeros(head.shape) if ctx.needs_input_grad[1] else None
-        for live, _ in ctx.parts:
-            softmax.pull(live, softmax.odds(live), slope[live], x_grad, head_grad)
+        for kept, _ in ctx.parts:
+            softmax.pull(kept, softmax.odds(kept), slope[kept], x_grad, head_grad)
         return x_grad, None if head_grad is None else head_grad.to(head.dtype), None, None, None

@@ -9,7 +9,7 @@ from importlib import import_module
 from importlib.resources import files
 
 from rpg_ref.checks import Table
-from rpg_ref.divergences import DIVERGENCES
+from rpg_ref.divergences import DIVERGENCES, History
 from rpg_ref.recipes import RECIPES, Recipe
 
 
@@ -106,7 +106,7 @@ def explain(name: str) -> str:
     Source: ours.
     """
     tellers: dict[str, Callable[[], str]] = {
-        **{key: partial(_recipe, recipe) for key, recipe in RECIPES.items()},
+        **{key: partial(_recipe, RECIPES[key]) for key in (*RECIPES, *RECIPES.aliases)},
         **{key: partial(_divergence, key) for key in DIVERGENCES},
         **{key: partial(str, claim) for key, claim in LEDGER.items()},
     }
@@ -130,7 +130,8 @@ def about(name: str) -> list[Claim]:
 def _recipe(recipe: Recipe) -> str:
     loss = f"{recipe.loss.__module__.removeprefix('rpg_ref.')}:{recipe.loss.__name__}"
     bounds = [str(x) for x in (recipe.clip, recipe.bound) if x is not None]
-    choices = [f"β = {recipe.beta:g}", f"{recipe.level} level", recipe.baseline, recipe.aggregation, *bounds]
+    of = "a critic's advantages" if recipe.critic else recipe.baseline
+    choices = [f"β = {recipe.beta:g}", f"{recipe.level} level", of, recipe.aggregation, *bounds]
     cells = {
         "loss": (recipe.loss.__doc__ or "").partition("\n")[0],
         "code": f"{locate(loss)} ({loss})",
@@ -150,10 +151,15 @@ def _divergence(name: str) -> str:
     cells = {
         "row": " ".join(source[int(place.rpartition(":")[2]) - 1].split()),
         "code": place,
-        "history": DIVERGENCES[name].history or "no chain rule over tokens",
-        "recipes": ", ".join(recipe.name for recipe in dict.fromkeys(RECIPES.values()) if recipe.divergence == name),
+        "chain rule": " + ".join(map(_history, DIVERGENCES[name].history)) or "none over tokens is known",
+        "recipes": ", ".join(recipe.name for recipe in RECIPES.values() if recipe.divergence == name),
     }
     return _with_claims(name, _block(f"{name}: divergence", cells))
+
+
+def _history(term: History) -> str:
+    powers = [f"{x}^{power}" for x, power in (("w_<t", term.w), ("u_<t", term.u)) if power]
+    return f"Σ_t E_old[{'·'.join(powers)}·u_t·f]".replace("^1", "")
 
 
 def _with_claims(name: str, head: str) -> str:

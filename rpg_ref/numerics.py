@@ -22,6 +22,14 @@ def widest(x: Tensor) -> Tensor:
     return x.to(torch.float32 if x.device.type == "mps" else torch.float64)
 
 
+def rounded(x: Tensor, like: Tensor) -> Tensor:
+    """Round x once, at the end, to the dtype of ``like`` or to float32 if that is narrower.
+
+    A factor that is rounded before its product is inf or 0 where the product is neither.
+    """
+    return x.to(torch.promote_types(like.dtype, torch.float32))
+
+
 def phi(d: Tensor) -> Tensor:
     """φ(d) = eᵈ − 1 − d to full relative precision, the one function behind k3, UFKL and URKL.
 

@@ -44,7 +44,7 @@ class Objective:
     def __post_init__(self) -> None:
         """Check the names and keep a copy of the terms."""
         for name in self.terms:
-            TERMS[name]
+            TERMS.check(name)
         if self.level not in ("token", "sequence"):
             raise ValueError(f"level must be 'token' or 'sequence', got {self.level!r}; choose one of the two")
         object.__setattr__(self, "terms", dict(self.terms))

@@ -6,9 +6,13 @@ from torch import Tensor
 from rpg_ref.clipping import DualClip, clipped_ratio
 from rpg_ref.divergences import Divergence
 from rpg_ref.estimators import k2
-from rpg_ref.numerics import at_least_float32
-from rpg_ref.ratios import log_ratios
-from rpg_ref.surrogates import PerSample, differentiable_loss, per_sample, terms
+from rpg_ref.numerics import rounded
+from rpg_ref.surrogates import PerSample, Terms, penalty, terms
+
+
+def _clipped_term(t: Terms, clip: DualClip) -> Tensor:
+    """−clamp(w)·A in float64."""
+    return -clipped_ratio(t.advantage, t.log_w, clip) * t.advantage
 
 
 def ppo_loss(
@@ -34,8 +38,7 @@ def ppo_loss(
 
     Source: paper §2.2 (GRPO's clipped term); Schulman et al. 2017, Eq. 7.
     """
-    log_w, A = log_ratios(logp, logp_old).log_w, per_sample(logp, advantage, "advantage")
-    return (-clipped_ratio(A, log_w, clip) * A).to(at_least_float32(logp).dtype)
+    return rounded(_clipped_term(terms(logp, logp_old, advantage, 0.0), clip), logp)
 
 
 def grpo_loss(
@@ -59,9 +62,9 @@ def grpo_loss(
 
     Source: paper §2.2; Shao et al. 2024 (DeepSeekMath), Eqs. 3 and 4.
     """
-    _, _, _, log_v, _, row = terms(logp, logp_old, advantage, divergence, beta, logp_ref)
-    penalty = row.f(log_v) * (-log_v).exp()
-    return ppo_loss(logp, logp_old, advantage, clip=clip) + (beta * penalty).to(at_least_float32(logp).dtype)
+    t = terms(logp, logp_old, advantage, beta, logp_ref, divergence)
+    unweighted = t.row.f(t.log_v) * (-t.log_v).exp()
+    return rounded(_clipped_term(t, clip) + beta * unweighted, logp)
 
 
 def grpo_corrected_loss(
@@ -83,15 +86,14 @@ def grpo_corrected_loss(
 
     Source: paper §2.2, the corrected estimator E_old[w·k3(π_ref/π_θ)].
     """
-    penalty = differentiable_loss(logp, logp_old, 0.0, divergence, beta, logp_ref=logp_ref)
-    return ppo_loss(logp, logp_old, advantage, clip=clip) + penalty
+    t = terms(logp, logp_old, advantage, beta, logp_ref, divergence)
+    return rounded(_clipped_term(t, clip) + penalty(t, beta), logp)
 
 
 def k2_loss(
     logp: Float[Tensor, "*shape"],
     logp_old: Float[Tensor, "*shape"],
     advantage: PerSample,
-    divergence: str | Divergence,
     beta: float,
     *,
     logp_ref: Float[Tensor, "*shape"] | None = None,
@@ -99,22 +101,21 @@ def k2_loss(
 ) -> Float[Tensor, "*shape"]:
     """PPO's clipped term + β·½(log v)², unweighted: on-policy the reverse KL's gradient, off-policy that of no KL.
 
-    Args and Raises: as ``clipped_loss``; the divergence plays no part.
+    Args and Raises: as ``clipped_loss``.
 
     Returns:
         One loss per sample, same shape.
 
     Source: Hu et al. 2025 (the baseline form of REINFORCE++); PAPER §3.
     """
-    log_v = terms(logp, logp_old, advantage, divergence, beta, logp_ref).log_v
-    return ppo_loss(logp, logp_old, advantage, clip=clip) + (beta * k2(log_v)).to(at_least_float32(logp).dtype)
+    t = terms(logp, logp_old, advantage, beta, logp_ref)
+    return rounded(_clipped_term(t, clip) + beta * k2(t.log_v), logp)
 
 
 def kl_in_reward_loss(
     logp: Float[Tensor, "*batch T"],
     logp_old: Float[Tensor, "*batch T"],
     advantage: PerSample,
-    divergence: str | Divergence,
     beta: float,
     *,
     logp_ref: Float[Tensor, "*batch T"] | None = None,
@@ -125,14 +126,13 @@ def kl_in_reward_loss(
     On-policy this is the gradient of the *sequence's* reverse KL, future tokens included. Off-policy one sample a
     sequence descends KL(π_θ‖π_ref) − KL(π_θ‖π_old), and one a token no known objective.
 
-    Args and Raises: as ``clipped_loss``, the last axis being the samples of one sequence in order; the divergence
-        plays no part.
+    Args and Raises: as ``clipped_loss``, the last axis being the samples of one sequence in order.
 
     Returns:
         One loss per sample, same shape.
 
     Source: Ouyang et al. 2022 (InstructGPT); Hu et al. 2025 (REINFORCE++); Ahmadian et al. 2024 (RLOO).
     """
-    _, A, log_w, log_v, _, _ = terms(logp, logp_old, advantage, divergence, beta, logp_ref)
-    to_go = (log_v - log_w).detach().flip(-1).cumsum(-1).flip(-1)
-    return ppo_loss(logp, logp_old, A - beta * to_go, clip=clip)
+    t = terms(logp, logp_old, advantage, beta, logp_ref)
+    to_go = (t.log_v - t.log_w).detach().flip(-1).cumsum(-1).flip(-1)
+    return rounded(_clipped_term(t._replace(advantage=t.advantage - beta * to_go), clip), logp)

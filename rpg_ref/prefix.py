@@ -4,8 +4,8 @@ import torch
 from jaxtyping import Float
 from torch import Tensor
 
-from rpg_ref.divergences import Divergence
-from rpg_ref.numerics import at_least_float32
+from rpg_ref.divergences import DIVERGENCES, Divergence
+from rpg_ref.numerics import rounded
 from rpg_ref.surrogates import PerSample, terms
 
 
@@ -18,16 +18,17 @@ def per_decision_loss(
     *,
     logp_ref: Float[Tensor, "*batch T"] | None = None,
 ) -> Float[Tensor, "*batch T"]:
-    """−w_{1:t}·A_t + β·h_{<t}·u_t·f(v_t), h = w (live) or u: the chain rule of the sequence's KL, exact off-policy.
+    """−w_{1:t}·A_t + β·Σ w_{<t}^a·u_{<t}^b·u_t·f(v_t): the divergence of responses by its chain rule, exact off-policy.
 
-    For rkl the penalty is w_{1:t}·log v_t. Differentiated through the history as well, so that a token also answers
-    for the divergence of the tokens after it.
+    The sum runs over the terms (a, b, f) of ``Divergence.history``: (1, 0) for rkl and urkl, whose penalty is
+    w_{1:t}·log v_t; (0, 1) for fkl and ufkl; both for jeffreys; (2, −1) for chi2. The gradient also flows through the
+    history weight w_{<t}, so a token affects the penalties of later tokens.
 
     Args:
         logp: log π_θ(y_{1:t}) of each prefix of a response in nats, [..., T]: cumulative sums of token log-probs.
         logp_old: log π_old of the same prefixes.
         advantage: the reward at each token [..., T], or one number; one at the end belongs to the last token alone.
-        divergence: a name in DIVERGENCES or a Divergence, with a chain rule: fkl, ufkl, rkl or urkl.
+        divergence: a name in DIVERGENCES or a Divergence, with a chain rule: any but js.
         beta: strength β ≥ 0 of the penalty, in reward per nat.
         logp_ref: log π_ref of the same prefixes; None means π_ref = π_old.
 
@@ -35,18 +36,19 @@ def per_decision_loss(
         One loss per prefix, same shape; its sum over the response estimates −J of the sequence level.
 
     Raises:
-        ValueError: as ``weight``; or the divergence has no chain rule.
+        ValueError: as ``weight``; or no chain rule of the divergence is known.
 
     Source: PAPER §5 (prefix); Precup et al. 2000 for per-decision weights.
     """
-    _, A, log_w, log_v, _, row = terms(logp, logp_old, advantage, divergence, beta, logp_ref)
-    if row.history is None:
-        raise ValueError(f"divergence {row.name} has no chain rule over tokens; choose fkl, ufkl, rkl or urkl")
-    log_u = (log_w - log_v).detach()
-    before = _shifted({"current": log_w, "reference": log_u}[row.history])
-    step_u, step_v = (x - _shifted(x) for x in (log_u, log_v))
-    penalty = (before + step_u).exp() * row.f(step_v)
-    return (-log_w.exp() * A + beta * penalty).to(at_least_float32(logp).dtype)
+    t = terms(logp, logp_old, advantage, beta, logp_ref, divergence)
+    if not t.row.history:
+        known = ", ".join(row.name for row in DIVERGENCES.values() if row.history)
+        raise ValueError(f"no chain rule over tokens is known for divergence {t.row.name}; choose one of {known}")
+    log_u = (t.log_w - t.log_v).detach()
+    w_before, u_before = _shifted(t.log_w), _shifted(log_u)
+    step_u, step_v = log_u - u_before, t.log_v - _shifted(t.log_v)
+    penalty = sum((a * w_before + b * u_before + step_u).exp() * f(step_v) for a, b, f in t.row.history)
+    return rounded(-t.log_w.exp() * t.advantage + beta * penalty, logp)
 
 
 def _shifted(x: Float[Tensor, "*batch T"]) -> Float[Tensor, "*batch T"]:

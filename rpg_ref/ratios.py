@@ -79,7 +79,7 @@ class WeightBound:
 
     def __post_init__(self) -> None:
         """Check the rule and the interval."""
-        BOUNDS[self.rule]
+        BOUNDS.check(self.rule)
         check_number("low", self.low, 0.0, math.inf, "[)")
         check_number("high", self.high, 0.0, math.inf, "(]")
         check_number("high", self.high, self.low, math.inf)
@@ -111,12 +111,14 @@ class Level(NamedTuple):
         alive: mask [B, T] ↦ which samples there are, [B, S].
         reward: (advantage of a response [B, 1], mask) ↦ of its samples [B, S].
         objective: the level of the objectives its recipes may declare, "token" or "sequence".
+        share: mask ↦ what multiplies the loss of each sample.
     """
 
     samples: Callable[[Float[Tensor, "B T"], Bool[Tensor, "B T"]], Float[Tensor, "B S"]]
     alive: Callable[[Bool[Tensor, "B T"]], Bool[Tensor, "B S"]]
     reward: Callable[[Float[Tensor, "B 1"], Bool[Tensor, "B T"]], Float[Tensor, "B S"]]
     objective: str
+    share: Callable[[Bool[Tensor, "B T"]], Float[Tensor, "B 1"] | float] = lambda keep: 1.0
 
 
 def _each(keep: Bool[Tensor, "B T"]) -> Bool[Tensor, "B T"]:
@@ -129,6 +131,10 @@ def _any(keep: Bool[Tensor, "B T"]) -> Bool[Tensor, "B 1"]:
 
 def _mean(x: Float[Tensor, "B T"], keep: Bool[Tensor, "B T"]) -> Float[Tensor, "B 1"]:
     return x.sum(1, keepdim=True) / keep.sum(1, keepdim=True).clamp(min=1)
+
+
+def _over_length(keep: Bool[Tensor, "B T"]) -> Float[Tensor, "B 1"]:
+    return 1 / widest(keep.sum(1, keepdim=True).clamp(min=1))
 
 
 def _everywhere(advantage: Float[Tensor, "B 1"], keep: Bool[Tensor, "B T"]) -> Float[Tensor, "B 1"]:
@@ -146,10 +152,11 @@ LEVELS: Table[Level] = Table("level", {
     "sequence":  Level(lambda x, keep: x.sum(1, keepdim=True), _any,  _everywhere, "sequence"),
     "prefix":    Level(lambda x, keep: x.cumsum(1),            _each, _at_the_end, "sequence"),
     "geometric": Level(_mean,                                  _any,  _everywhere, "sequence"),
+    "sequence-over-length": Level(lambda x, keep: x.sum(1, keepdim=True), _any, _everywhere, "sequence", _over_length),
 })
 # fmt: on
 """What one sample is: a token, the response, the response up to a token (w_{1:t}), or the response by its geometric
-mean (Π w_t)^{1/T}.
+mean (Π w_t)^{1/T}; or the response, its loss divided by its length.
 
 Source: paper §2 writes x for a whole sample and applies its formulas to tokens; PAPER §5 for all four.
 """

@@ -4,7 +4,7 @@ import inspect
 import math
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass, field
-from functools import partial
+from functools import cached_property, partial
 from typing import Any, NamedTuple
 
 import torch
@@ -23,7 +23,7 @@ from rpg_ref.objective import Objective
 from rpg_ref.ppo import grpo_corrected_loss, grpo_loss, k2_loss, kl_in_reward_loss
 from rpg_ref.prefix import per_decision_loss
 from rpg_ref.ratios import LEVELS, Level, WeightBound, bounded_log_weight, log_ratios
-from rpg_ref.surrogates import differentiable_loss, reinforce_loss, weight
+from rpg_ref.surrogates import differentiable_loss, entropy_loss, reinforce_loss, weight
 
 Samples = Float[Tensor, "*shape"]
 
@@ -78,7 +78,8 @@ class Recipe:
 
     Attributes:
         name: the row's name.
-        loss: one value per sample, from logp, logp_old, advantage, divergence, beta, logp_ref (and clip or bound).
+        loss: one value per sample. It is called with logp, logp_old and advantage, and by name with those of
+            divergence, beta, logp_ref, clip, bound and entropy that its signature has.
         on_policy_penalty: the penalty's terms and multiples of β when π_old = π_θ; None: no known objective's.
         off_policy_penalty: the same when π_old ≠ π_θ, near enough that nothing is clipped.
         divergence: name of the penalty's row in DIVERGENCES, for the losses that take any.
@@ -87,9 +88,11 @@ class Recipe:
         bound: of the importance weight, or None.
         clips_penalty: whether the clip's direction is the whole weight's sign (RPG) or the advantage's (PPO).
         beta: strength β ≥ 0 of the penalty.
+        entropy: strength of the entropy bonus, for the losses that have one, or None.
         level: what one sample is, a name in LEVELS.
         objective_level: of the objectives declared, if not the level's own.
         baseline: the advantage meant for it, a name in BASELINES.
+        critic: whether the advantages are a learned critic's, one per token, which no baseline gives.
         aggregation: a name in AGGREGATIONS.
         sampler: with ``logp_sampler``, each loss is multiplied by π_old/π_sampler within this bound, a constant.
 
@@ -109,9 +112,11 @@ class Recipe:
     bound: WeightBound | None = None
     clips_penalty: bool = True
     beta: float = 1e-4
+    entropy: float | None = None
     level: str = "token"
     objective_level: str | None = None
     baseline: str = "group_mean"
+    critic: bool = False
     aggregation: str = "token-mean"
     sampler: WeightBound = WeightBound()
 
@@ -123,20 +128,27 @@ class Recipe:
             (BASELINES, self.baseline),
             (AGGREGATIONS, self.aggregation),
         ):
-            table[name]
+            table.check(name)
         check_number("beta", self.beta, 0.0, math.inf, "[)")
         _ = self.on_policy, self.off_policy  # an Objective checks the penalties' names
-        for name in ("clip", "bound"):
-            if (name in inspect.signature(self.loss).parameters) != (getattr(self, name) is not None):
+        for name in ("clip", "bound", "entropy"):
+            if (name in self._taken) != (getattr(self, name) is not None):
                 raise ValueError(f"{name} is {getattr(self, name)}, which does not fit the loss; change both")
         if (self.loss is per_decision_loss) != (self.level == "prefix"):
             raise ValueError(f"level {self.level!r} does not fit the loss; prefix goes with per_decision_loss alone")
+
+    @cached_property
+    def _taken(self) -> frozenset[str]:
+        """The names in the loss's signature; one that ends in ``**choices`` takes what every penalty needs."""
+        parameters = inspect.signature(self.loss).parameters
+        by_any_name = any(x.kind is inspect.Parameter.VAR_KEYWORD for x in parameters.values())
+        return frozenset(parameters) | (frozenset(("divergence", "beta", "logp_ref")) if by_any_name else frozenset())
 
     @property
     def on_policy(self) -> Objective | None:
         """The objective whose gradient this is when π_old = π_θ, or None.
 
-        Under seq-mean-token-mean and at geometric level that is so for responses of equal length:
+        Under seq-mean-token-mean and at the levels that divide by a length that is so for responses of equal length:
         E[Σ_t ∇log π_θ / T] is not zero otherwise.
         """
         return self._objective(self.on_policy_penalty)
@@ -150,7 +162,8 @@ class Recipe:
         if penalty is None and self.beta > 0:
             return None
         terms = {term: self.beta * multiple for term, multiple in (penalty or {}).items()}
-        return Objective({"reward": 1.0, **terms}, self.measured_at)
+        bonus = {} if self.entropy is None else {"entropy": self.entropy}
+        return Objective({"reward": 1.0, **terms, **bonus}, self.measured_at)
 
     @property
     def measured_at(self) -> str:
@@ -229,11 +242,14 @@ class Recipe:
             got = tuple(advantages.shape)
             raise ValueError(f"advantages must have shape {wanted} at {self.level} level, got {got}; reshape them")
         samples = partial(_samples, level, keep)
-        per_sample = advantages if advantages.ndim == 2 else level.reward(advantages[:, None], keep)
-        A = torch.where(alive, widest(per_sample), 0.0)
+        reward = advantages if advantages.ndim == 2 else level.reward(advantages[:, None], keep)
+        A = torch.where(alive, widest(reward), 0.0)
         batch = Batch(samples(logp), samples(logp_old), None if logp_ref is None else samples(logp_ref), A, alive)
-        bounds = {name: x for name, x in (("clip", self.clip), ("bound", self.bound)) if x is not None}
-        loss = self.loss(batch.logp, batch.logp_old, A, self.divergence, self.beta, logp_ref=batch.logp_ref, **bounds)
+        choices = {"logp_ref": batch.logp_ref} | {
+            name: getattr(self, name) for name in ("divergence", "beta", "clip", "bound", "entropy")
+        }
+        taken = {name: x for name, x in choices.items() if name in self._taken}
+        loss = self.loss(batch.logp, batch.logp_old, A, **taken) * level.share(keep)
         shares: dict[str, Tensor] = {}
         if logp_sampler is not None:
             log_drift = log_ratios(batch.logp_old, samples(logp_sampler)).log_w
@@ -255,11 +271,11 @@ class Recipe:
         if self.clip is not None:
             clip_beta = self.beta if self.clips_penalty else 0.0
             direction = weight(logp, logp_old, A, self.divergence, clip_beta, logp_ref=logp_ref)
-            dead = ~region(direction, w, self.clip).live
+            outside = ~region(direction, w, self.clip).inside
             fractions |= {
-                "clip_high": dead & ~(direction < 0),
-                "clip_low": dead & (direction < 0) & (w <= 1 - self.clip.low),
-                "clip_dual": dead & (direction < 0) & (w >= self.clip.dual),
+                "clip_high": outside & ~(direction < 0),
+                "clip_low": outside & (direction < 0) & (w <= 1 - self.clip.low),
+                "clip_dual": outside & (direction < 0) & (w >= self.clip.dual),
             }
         if self.bound is not None:
             fractions |= {"above_bound": w > self.bound.high, "below_bound": w < self.bound.low}
@@ -282,6 +298,8 @@ FROM_SAMPLER = {"reverse_kl": 1.0, "reverse_kl_old": -1.0}
 PENALTY = {"fkl": FORWARD, "ufkl": FORWARD, "rkl": REVERSE, "urkl": REVERSE}
 # As printed, w·f′(w) is differentiated, and that is −1 for fkl and w − 1 for ufkl: its expected gradient is zero.
 PRINTED_PENALTY = PENALTY | {"fkl": NONE, "ufkl": NONE}
+# The divergences of responses that are sums over tokens.
+CHAIN_RULES = PENALTY | {"jeffreys": FORWARD | REVERSE, "chi2": {"chi2": 1.0}}
 
 
 def _rpg(
@@ -302,11 +320,15 @@ _ROWS = [
     *_rpg("rpg-reinforce-{}", reinforce_loss),
     *_rpg("rpg-reinforce-{}-clip", clipped_loss, clip=DualClip()),
     *_rpg("rpg-{}-clip-as-printed", clipped_loss_as_printed, PRINTED_PENALTY, clip=DualClip()),
-    *_rpg("rpg-{}-prefix", per_decision_loss, level="prefix"),
+    *_rpg("rpg-{}-prefix", per_decision_loss, CHAIN_RULES, level="prefix"),
+    # Mnih et al. 2016 (A3C), §4: an entropy bonus of 0.01.
+    Recipe("rpg-urkl-entropy", entropy_loss, REVERSE, REVERSE, entropy=0.01),
+    # For top-p and top-k samples: logp_sampler = logp_old − log(kept mass). There a baseline b adds −b·∇p(kept).
+    Recipe("rpg-urkl-top-p", differentiable_loss, REVERSE, REVERSE, baseline="none"),
     _grpo("grpo", grpo_loss, FORWARD, None),
     _grpo("grpo-corrected", grpo_corrected_loss, REVERSE, REVERSE),
     # Schulman et al. 2017; the advantages are a critic's, one per token.
-    _bare("ppo", baseline="none", aggregation="token-mean"),
+    _bare("ppo", baseline="none", critic=True, aggregation="token-mean"),
     # Yu et al. 2025, Eqs. 8–12.
     _bare("dapo", clip=DualClip(low=0.2, high=0.28, dual=math.inf), aggregation="token-mean"),
     # Liu et al. 2025 (Understanding R1-Zero-like training), §3: no std; pass a constant denominator.
@@ -322,14 +344,25 @@ _ROWS = [
     _ppo("rloo", kl_in_reward_loss, REVERSE, FROM_SAMPLER, beta=0.05, baseline="leave_one_out", level="sequence"),
     # Kimi Team 2025 (k1.5); Xu et al. 2026. Both anchor at π_old, whose KL has no gradient on-policy.
     Recipe("pmd-mean", pmd_mean_loss, NONE, None, level="sequence", off_policy_reward=False),
+    # Xu et al. 2026 as released (OpenKimi): τ = 0.01, and each response's loss is divided by its length.
+    Recipe(
+        "pmd-mean-released",
+        pmd_mean_loss,
+        NONE,
+        None,
+        beta=0.01,
+        level="sequence-over-length",
+        baseline="leave_one_out",
+        off_policy_reward=False,
+    ),
     # Liu et al. 2025 (CPGD), Eq. 4.
     _ppo("cpgd", cpgd_loss, NONE, None, off_policy_reward=False),
 ]
 
-RECIPES: Table[Recipe] = Table("recipe", {row.name: row for row in _ROWS})
-"""The named recipes; ``rpg-X-clip`` is another name of ``rpg-reinforce-X-clip``.
+ALIASES = {f"rpg-{x}-clip": f"rpg-reinforce-{x}-clip" for x in PENALTY}
+RECIPES: Table[Recipe] = Table("recipe", {row.name: row for row in _ROWS}, ALIASES)
+"""The named recipes, each once; ``RECIPES["rpg-X-clip"]`` is ``rpg-reinforce-X-clip``, by the table ALIASES.
 
 Source: paper §3 (rpg-X), §4 (rpg-reinforce-X), Algorithm 2 (…-clip), Algorithm 1 (…-as-printed), §2.2 (grpo), §5 (its
 comparisons); PAPER §5 (…-prefix); the others beside their rows.
 """
-RECIPES |= {f"rpg-{x}-clip": RECIPES[f"rpg-reinforce-{x}-clip"] for x in PENALTY}

@@ -8,16 +8,16 @@ import torch
 from jaxtyping import Float
 from torch import Tensor
 
-from rpg_ref.checks import check_number
+from rpg_ref.checks import check_log_probs, check_number
 from rpg_ref.divergences import Divergence, resolve
-from rpg_ref.numerics import at_least_float32, widest
+from rpg_ref.numerics import rounded, widest
 from rpg_ref.ratios import log_ratios
 
 PerSample = Float[Tensor, "*shape"] | Float[Tensor, ""] | float
 """A tensor shaped like the samples, or one number for all of them."""
 
 
-def per_sample(logp: Float[Tensor, "*shape"], x: PerSample, name: str) -> Float[Tensor, "*shape"]:
+def constant(logp: Float[Tensor, "*shape"], x: PerSample, name: str) -> Float[Tensor, "*shape"]:
     """Return x as a float64 constant of logp's shape; raise ValueError if its shape is neither () nor logp's.
 
     Args:
@@ -40,8 +40,12 @@ def per_sample(logp: Float[Tensor, "*shape"], x: PerSample, name: str) -> Float[
 
 
 class Terms(NamedTuple):
-    """The checked ingredients of every loss: Z, A, log w, log v, u, in float64, and the divergence's row."""
+    """The checked ingredients of every loss, in float64: log π_θ, Z, A, log w, log v, u, and the divergence's row.
 
+    log π_θ, log w and log v share one conversion from logp, so that logp's gradient is rounded once.
+    """
+
+    logp: Tensor
     mass: Tensor
     advantage: Tensor
     log_w: Tensor
@@ -54,9 +58,9 @@ def terms(
     logp: Float[Tensor, "*shape"],
     logp_old: Float[Tensor, "*shape"],
     advantage: PerSample,
-    divergence: str | Divergence,
     beta: float,
-    logp_ref: Float[Tensor, "*shape"] | None,
+    logp_ref: Float[Tensor, "*shape"] | None = None,
+    divergence: str | Divergence = "urkl",
     log_mass_old: PerSample = 0.0,
 ) -> Terms:
     """Check the arguments of ``weight`` and form its ingredients.
@@ -64,14 +68,30 @@ def terms(
     Args and Raises: as ``weight``.
 
     Returns:
-        Terms; only log w and log v carry a gradient.
+        Terms; only log π_θ, log w and log v carry a gradient.
 
     Source: paper §2, notation.
     """
     check_number("beta", beta, 0.0, math.inf, "[)")
-    log_w, log_v, log_u = log_ratios(logp, logp_old, logp_ref)
-    mass = per_sample(logp, log_mass_old, "log_mass_old").exp()
-    return Terms(mass, per_sample(logp, advantage, "advantage"), log_w, log_v, log_u.exp(), resolve(divergence))
+    check_log_probs(logp, logp_old=logp_old, logp_ref=logp_ref)
+    current = widest(logp)
+    log_w, log_v, log_u = log_ratios(current, logp_old, logp_ref)
+    A, mass = constant(logp, advantage, "advantage"), constant(logp, log_mass_old, "log_mass_old").exp()
+    return Terms(current, mass, A, log_w, log_v, log_u.exp(), resolve(divergence))
+
+
+def coefficient(t: Terms, beta: float) -> Float[Tensor, "*shape"]:
+    """Return ``weight`` before it is rounded: Z·(w·A − β·u·slope(log v)) in float64."""
+    return t.mass * (t.log_w.exp() * t.advantage - beta * t.u * t.row.slope(t.log_v))
+
+
+def penalty(t: Terms, beta: float) -> Float[Tensor, "*shape"]:
+    """Return β·u·f(v) in float64; its mean over samples of π_old is β·D."""
+    return beta * t.u * t.row.f(t.log_v)
+
+
+def _surrogate(t: Terms, beta: float) -> Float[Tensor, "*shape"]:
+    return t.mass * (-t.log_w.exp() * t.advantage + penalty(t, beta))
 
 
 def weight(
@@ -103,8 +123,8 @@ def weight(
 
     Source: paper Table 1; Props 3.2 (ufkl), 3.6 (urkl), E.1 (fkl), E.3 (rkl). The other rows are ours.
     """
-    Z, A, log_w, log_v, u, row = terms(logp, logp_old, advantage, divergence, beta, logp_ref, log_mass_old)
-    return (Z * (log_w.exp() * A - beta * u * row.slope(log_v))).to(at_least_float32(logp).dtype)
+    t = terms(logp, logp_old, advantage, beta, logp_ref, divergence, log_mass_old)
+    return rounded(coefficient(t, beta), logp)
 
 
 def differentiable_loss(
@@ -126,8 +146,8 @@ def differentiable_loss(
 
     Source: paper Table 1; Props 3.2 (ufkl), 3.6 (urkl), E.1 (fkl), E.3 (rkl), up to constants in θ.
     """
-    Z, A, log_w, log_v, u, row = terms(logp, logp_old, advantage, divergence, beta, logp_ref, log_mass_old)
-    return (Z * (-log_w.exp() * A + beta * u * row.f(log_v))).to(at_least_float32(logp).dtype)
+    t = terms(logp, logp_old, advantage, beta, logp_ref, divergence, log_mass_old)
+    return rounded(_surrogate(t, beta), logp)
 
 
 def reinforce_loss(
@@ -149,5 +169,43 @@ def reinforce_loss(
 
     Source: paper Table 2; Props 4.1, F.1, F.3, F.4, F.5.
     """
-    live = weight(logp, logp_old, advantage, divergence, beta, logp_ref=logp_ref, log_mass_old=log_mass_old)
-    return -live.detach() * at_least_float32(logp)
+    t = terms(logp, logp_old, advantage, beta, logp_ref, divergence, log_mass_old)
+    return rounded(-coefficient(t, beta).detach() * t.logp, logp)
+
+
+def entropy_loss(
+    logp: Float[Tensor, "*shape"],
+    logp_old: Float[Tensor, "*shape"],
+    advantage: PerSample,
+    divergence: str | Divergence,
+    beta: float,
+    *,
+    logp_ref: Float[Tensor, "*shape"] | None = None,
+    entropy: float,
+) -> Float[Tensor, "*shape"]:
+    """``differentiable_loss`` + c·(w·log π_θ − w + 1), whose mean over samples of π_old is −c·H(π_θ): an entropy bonus.
+
+    The entropy is, up to its sign, the reverse KL to the counting measure, whose log-probability is 0 everywhere. So
+    the bonus is a second anchor; its coefficient of ∇log π_θ is −c·w·log π_θ.
+
+    Args:
+        logp: log π_θ of the samples in nats, any shape; the only input that carries a gradient.
+        logp_old: log π_old, same shape.
+        advantage: A = R − b, same shape or one number, larger is better.
+        divergence: a name in DIVERGENCES or a Divergence.
+        beta: strength β ≥ 0 of the penalty, in reward per nat.
+        logp_ref: log π_ref, same shape; None means π_ref = π_old.
+        entropy: strength c ≥ 0 of the entropy bonus, in reward per nat.
+
+    Returns:
+        One loss per sample, same shape, to be minimised.
+
+    Raises:
+        ValueError: as ``weight``; or c is out of range.
+
+    Source: ours; Williams and Peng 1991 for the bonus.
+    """
+    check_number("entropy", entropy, 0.0, math.inf, "[)")
+    t = terms(logp, logp_old, advantage, beta, logp_ref, divergence)
+    w = t.log_w.exp()
+    return rounded(_surrogate(t, beta) + entropy * (w * t.logp - w + 1), logp)

@@ -173,7 +173,10 @@ GENERATE = "tests/test_vectors.py::test_a_changed_file_is_found"
 
 TABLE: list[tuple[str, tuple[Here | CI | ByTest | Exempt, ...]]] = [
     # make
-    (r"make (test|test-full|stages|lint|types|verify|rehearse|docs|check-docs|check-vllm|check-trl|check-verl)", (CI(),)),
+    (
+        r"make (test|test-full|stages|lint|types|verify|rehearse|docs|check-docs|check-vllm|check-trl|check-verl)",
+        (CI(),),
+    ),
     (r"make (check-audit|test-all)", (CI(variables=CI_TARGETS),)),
     (r"make train", (Here(f"'ARGS={TINY}'"),)),
     (r"make coverage", (Here("'ARGS=-n 0 --cov-fail-under=0 tests/test_logprobs.py'"),)),

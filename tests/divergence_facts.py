@@ -22,6 +22,10 @@ class Facts:
     """(v, log) ↦ f(v). The logarithm is an argument: mpmath's at 340 digits, NumPy's on arrays."""
     f_prime: Callable
     """(v, log) ↦ f′(v)."""
+    slope_terms: Callable
+    """(v, d, log) ↦ the terms of v·f′(v) that may cancel against each other."""
+    slope_of_slope_terms: Callable
+    """(v, d, log) ↦ the terms of the slope's derivative along d that may cancel against each other."""
     slope_size: Callable
     """(d, v) ↦ the magnitude of v·f′(v), to which its rounding error is relative."""
     inverse: Callable[[Array], Array]
@@ -37,8 +41,8 @@ class Facts:
     """The constant c of D(p, r) ≥ c·‖p − r‖₁²."""
     at_half: float
     """D of p = (½, ½) from r = (1, 1)."""
-    history: str | None = None
-    """Whose histories the chain rule averages over, or None where there is no chain rule."""
+    history: tuple[tuple[int, int, str], ...] = ()
+    """D of responses as a sum over tokens: powers of w_{<t} and u_{<t}, and whose f. Empty: no such sum is known."""
     conjugate: str | None = None
     """The divergence with the arguments exchanged, D(r, p), where it has a name."""
     mass_factor: Callable[[float], float] | None = None
@@ -90,6 +94,8 @@ FACTS: dict[str, Facts] = {
         definition=forward_kl,
         f=lambda v, log: -log(v),
         f_prime=lambda v, log: -1 / v,
+        slope_terms=lambda v, d, log: [-1],
+        slope_of_slope_terms=lambda v, d, log: [0],
         slope_size=lambda d, v: 1,
         inverse=lambda y: -1 / y,
         bregman=itakura_saito,
@@ -98,7 +104,7 @@ FACTS: dict[str, Facts] = {
         f_prime_at_one=-1.0,
         pinsker=0.5,
         at_half=2 * LOG(2),
-        history="reference",
+        history=((0, 1, "fkl"),),
         conjugate="rkl",
         mass_factor=lambda Z: Z,
         term="forward_kl",
@@ -107,6 +113,8 @@ FACTS: dict[str, Facts] = {
         definition=lambda p, r: forward_kl(p, r) - mass_gap(p, r),
         f=lambda v, log: v - 1 - log(v),
         f_prime=lambda v, log: 1 - 1 / v,
+        slope_terms=lambda v, d, log: [v - 1],
+        slope_of_slope_terms=lambda v, d, log: [v],
         slope_size=lambda d, v: min(1, abs(d)) * max(1, v),
         inverse=lambda y: 1 / (1 - y),
         bregman=itakura_saito,
@@ -114,7 +122,7 @@ FACTS: dict[str, Facts] = {
         curvature=1,
         pinsker=0.5,
         at_half=2 * LOG(2) - 1,
-        history="reference",
+        history=((0, 1, "ufkl"),),
         conjugate="urkl",
         mass_factor=lambda Z: Z,
         term="forward_kl",
@@ -123,6 +131,8 @@ FACTS: dict[str, Facts] = {
         definition=reverse_kl,
         f=lambda v, log: v * log(v),
         f_prime=lambda v, log: log(v) + 1,
+        slope_terms=lambda v, d, log: [v * d, v],
+        slope_of_slope_terms=lambda v, d, log: [v * d, 2 * v],
         slope_size=lambda d, v: v * (1 + abs(d)),
         inverse=lambda y: np.exp(y - 1),
         bregman=lambda p, s, r: reverse_kl(p, s),
@@ -131,7 +141,7 @@ FACTS: dict[str, Facts] = {
         f_prime_at_one=1.0,
         pinsker=0.5,
         at_half=-LOG(2),
-        history="current",
+        history=((1, 0, "rkl"),),
         conjugate="fkl",
         mass_factor=lambda Z: 1.0,
         term="reverse_kl",
@@ -140,6 +150,8 @@ FACTS: dict[str, Facts] = {
         definition=lambda p, r: reverse_kl(p, r) + mass_gap(p, r),
         f=lambda v, log: v * log(v) - v + 1,
         f_prime=lambda v, log: log(v),
+        slope_terms=lambda v, d, log: [v * d],
+        slope_of_slope_terms=lambda v, d, log: [v * d, v],
         slope_size=lambda d, v: min(1, abs(d)) * v * (1 + abs(d)),
         inverse=np.exp,
         bregman=lambda p, s, r: reverse_kl(p, s),
@@ -147,7 +159,7 @@ FACTS: dict[str, Facts] = {
         curvature=1,
         pinsker=0.5,
         at_half=1 - LOG(2),
-        history="current",
+        history=((1, 0, "urkl"),),
         conjugate="ufkl",
         mass_factor=lambda Z: 1.0,
         term="reverse_kl",
@@ -156,6 +168,8 @@ FACTS: dict[str, Facts] = {
         definition=lambda p, r: np.sum((p - r) * np.log(p / r)),
         f=lambda v, log: (v - 1) * log(v),
         f_prime=lambda v, log: log(v) + 1 - 1 / v,
+        slope_terms=lambda v, d, log: [v * d, v - 1],
+        slope_of_slope_terms=lambda v, d, log: [v * d, 2 * v],
         slope_size=lambda d, v: min(1, abs(d)) * (1 + v * (1 + abs(d))),
         inverse=inverse_jeffreys,
         bregman=lambda p, s, r: ukl(p, s) + itakura_saito(p, s, r),
@@ -163,6 +177,7 @@ FACTS: dict[str, Facts] = {
         curvature=2,
         pinsker=1.0,  # Pinsker's inequality twice, once for each direction
         at_half=LOG(2),
+        history=((1, 0, "rkl"), (0, 1, "fkl")),
         conjugate="jeffreys",
         wrong_functions=("half_jeffreys",),
     ),
@@ -170,6 +185,8 @@ FACTS: dict[str, Facts] = {
         definition=jensen_shannon,
         f=lambda v, log: (v * log(v) - (1 + v) * log((1 + v) / 2)) / 2,
         f_prime=lambda v, log: log(2 * v / (1 + v)) / 2,
+        slope_terms=lambda v, d, log: [v * log(2 * v / (1 + v)) / 2],
+        slope_of_slope_terms=lambda v, d, log: [v * log(2 * v / (1 + v)) / 2, v / (1 + v) / 2],
         slope_size=lambda d, v: min(1, abs(d)) * v * (1 + abs(d)),
         inverse=lambda y: np.exp(2 * y) / (2 - np.exp(2 * y)),
         bregman=lambda p, s, r: (ukl(p, s) - ukl(p + r, s + r)) / 2,
@@ -186,6 +203,8 @@ FACTS: dict[str, Facts] = {
         definition=lambda p, r: np.sum(p * p / r) - 2 * np.sum(p) + np.sum(r),
         f=lambda v, log: (v - 1) ** 2,
         f_prime=lambda v, log: 2 * (v - 1),
+        slope_terms=lambda v, d, log: [2 * v * (v - 1)],
+        slope_of_slope_terms=lambda v, d, log: [4 * v * v, -2 * v],
         slope_size=lambda d, v: min(1, abs(d)) * v * max(1, v),
         inverse=lambda y: np.maximum(1 + y / 2, 0),  # cut at v = 0: f′(0) = −2 is finite, so an arm may be given up
         bregman=lambda p, s, r: np.sum((p - s) ** 2 / r),
@@ -193,6 +212,7 @@ FACTS: dict[str, Facts] = {
         curvature=2,
         pinsker=1.0,  # by Cauchy–Schwarz
         at_half=0.5,
+        history=((2, -1, "chi2"),),
         mass_factor=lambda Z: 1 / Z,
         term="chi2",
         wrong_functions=("half_chi2", "roles_swapped"),

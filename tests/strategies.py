@@ -27,11 +27,14 @@ def share(n: int) -> settings:
 
 DIVERGENCE_NAMES = tuple(FACTS)
 PAPER_NAMES = DIVERGENCE_NAMES[:4]
+CHAIN_NAMES = tuple(name for name, facts in FACTS.items() if facts.history)
+"""Those whose divergence of responses is a known sum over tokens."""
 SHAPES = ((2, 3, 0), (3, 2, None), (3, 3, 1), (4, 2, 3))
 """(vocabulary, horizon, eos): uneven lengths wherever there is an eos."""
 
 divergence_names = st.sampled_from(DIVERGENCE_NAMES)
 paper_names = st.sampled_from(PAPER_NAMES)
+chain_names = st.sampled_from(CHAIN_NAMES)
 betas = st.sampled_from([0.0, 1e-4, 0.04, 1.0, 3.0])
 log_masses = st.sampled_from([0.0, -1.5, 0.3, 2.0])
 tree_shapes = st.sampled_from(SHAPES)
@@ -155,8 +158,8 @@ def clips_on_a_bound(draw: st.DrawFn, batch: Batch) -> DualClip:
     fitting = [
         clip
         for fits, clip in (
-            (0.5 <= w <= 1, {"low": 1 - w}),
-            (1 <= w < 2, {"high": w - 1}),
+            (0.5 <= w < 1, {"low": 1 - w}),
+            (1 < w < 2, {"high": w - 1}),
             (1 < w, {"dual": w}),
         )
         if fits

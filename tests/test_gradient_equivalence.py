@@ -18,9 +18,9 @@ from strategies import (
     Tree,
     bandits,
     betas,
+    chain_names,
     divergence_names,
     log_masses,
-    paper_names,
     sample_inputs,
     trees,
 )
@@ -166,9 +166,9 @@ def test_sequence_level_ascends_the_objective_of_whole_responses(loss, tree: Tre
     assert_ascends(g, numpy_oracle.gradient(J, tree.logits))
 
 
-@given(tree=trees(), name=paper_names, beta=betas)
+@given(tree=trees(), name=chain_names, beta=betas)
 def test_prefix_level_ascends_the_objective_of_whole_responses(tree: Tree, name, beta):
-    """With the reward at the end and every token's penalty weighted by the live prefix before it (fkl: by u)."""
+    """With the reward at the end and every token's penalty weighted by its history: w, u, both, or w²/u for chi2."""
     enumeration, leaf, tables, logps = tree_tensors(tree)
     current, old, ref = (logp.cumsum(1) for logp in logps)
     last = enumeration.mask.cumsum(1) == enumeration.mask.sum(1, keepdim=True)
@@ -237,9 +237,9 @@ def test_clipped_loss_moves_live_samples_by_their_weight_and_no_others(tree: Tre
     current = logps.current.detach()
     samples = oracle.Policies(current, logps.old, logps.ref)
     exact_weight = (current - logps.old).exp() * advantage - beta * statements.penalty_slope(name, samples)
-    live = statements.live_samples(exact_weight, current, logps.old, (clip.low, clip.high, clip.dual))
+    inside = statements.samples_inside(exact_weight, current, logps.old, (clip.low, clip.high, clip.dual))
     logp = oracle.token_logp(enumeration, leaf.log_softmax(-1))
-    expected = gradient_of(probability * torch.where(mask & live, exact_weight * logp, 0.0), leaf)
+    expected = gradient_of(probability * torch.where(mask & inside, exact_weight * logp, 0.0), leaf)
     assert_ascends(g, expected)
 
 

@@ -12,7 +12,7 @@ import math
 import pytest
 import torch
 from divergence_facts import FACTS
-from hypothesis import given
+from hypothesis import assume, given
 from hypothesis import strategies as st
 from strategies import (
     ANY_REFERENCE,
@@ -63,7 +63,7 @@ def fits(name: str, level: str) -> bool:
 # Whole recipes are slow under the checks of shapes.
 law = share(2)
 
-NAMES = [name for name, recipe in RECIPES.items() if recipe.name == name]
+NAMES = list(RECIPES)
 CASES = [(name, level) for name in NAMES for level in LEVELS if fits(name, level)]
 # The golden section is as far from fractions as a number can be: nowhere near the grid is A = β·log v, at which the
 # sign of a weight is rounding.
@@ -73,10 +73,15 @@ cases, hows, betas = st.sampled_from(CASES), st.sampled_from(list(AGGREGATIONS))
 any_batch = batches(references=ANY_REFERENCE)
 
 
+def of_strength(recipe: Recipe, beta: float) -> Recipe:
+    """The recipe with another β, and with an entropy bonus of that strength if it has one."""
+    return dataclasses.replace(recipe, beta=beta, entropy=None if recipe.entropy is None else beta)
+
+
 @st.composite
 def recipes(draw, of=CASES) -> Recipe:
     name, level = draw(st.sampled_from(of))
-    return dataclasses.replace(RECIPES[name], level=level, aggregation=draw(hows), beta=draw(betas))
+    return of_strength(dataclasses.replace(RECIPES[name], level=level, aggregation=draw(hows)), draw(betas))
 
 
 def evaluate(recipe: Recipe, logps, advantage, mask, **choices):
@@ -203,7 +208,11 @@ def test_ranks_and_micro_batches_add_up_to_the_whole(batch: Batch, recipe: Recip
 @law
 @given(batch=any_batch, recipe=recipes(), shift=grid(-4.0, 4.0))
 def test_only_ratios_matter(batch: Batch, recipe: Recipe, shift):
-    """One number added to all log-probabilities of a token leaves its gradient as it is, to the last bit."""
+    """One number added to all log-probabilities of a token leaves its gradient as it is, to the last bit.
+
+    But for an entropy bonus, which is of log π_θ itself.
+    """
+    assume(not recipe.entropy)
     shifted = [None if x is None else x + shift for x in batch.logps]
     _, g, metrics = evaluate(recipe, batch.logps, batch.advantages, batch.mask)
     _, found, found_metrics = evaluate(recipe, shifted, batch.advantages, batch.mask)
@@ -254,7 +263,7 @@ def test_advantages_and_beta_scale_together(batch: Batch, recipe: Recipe, power)
     """(A, β) times a power of two multiplies loss and gradient by it, to the last bit, clipped or not."""
     s = 2.0**power
     loss, g, _ = evaluate(recipe, batch.logps, batch.advantages, batch.mask)
-    scaled = dataclasses.replace(recipe, beta=s * recipe.beta)
+    scaled = of_strength(recipe, s * recipe.beta)
     found = evaluate(scaled, batch.logps, s * batch.advantages, batch.mask)
     assert torch.equal(found[0], s * loss) and torch.equal(found[1], s * g)
 
@@ -263,7 +272,7 @@ def test_advantages_and_beta_scale_together(batch: Batch, recipe: Recipe, power)
 @given(batch=any_batch, recipe=recipes(), other=st.sampled_from(PAPER_NAMES))
 def test_at_beta_zero_there_is_no_penalty(batch: Batch, recipe: Recipe, other):
     """Neither divergence nor reference can then be told from the loss, and no advantage means no gradient."""
-    bare = dataclasses.replace(recipe, beta=0.0)
+    bare = of_strength(recipe, 0.0)
     expected = evaluate(bare, batch.logps, batch.advantages, batch.mask)
     moved = [*batch.logps[:2], batch.logps[1] - 0.25]
     found = evaluate(dataclasses.replace(bare, divergence=other), moved, batch.advantages, batch.mask)
@@ -281,7 +290,7 @@ def test_unclipped_losses_are_linear_in_advantages_and_beta(batch: Batch, recipe
     """loss(s·A, t·β) = s·loss(A, 0) + t·loss(0, β), and the gradient alike."""
     A = batch.advantages
     reward, penalty, both = (
-        evaluate(dataclasses.replace(recipe, beta=beta), batch.logps, advantage, batch.mask)[:2]
+        evaluate(of_strength(recipe, beta), batch.logps, advantage, batch.mask)[:2]
         for beta, advantage in ((0.0, A), (BETA, 0.0 * A), (BETA * t, s * A))
     )
     for a, b, found in zip(reward, penalty, both, strict=True):
@@ -339,7 +348,7 @@ def test_on_policy_the_paper_has_one_gradient(batch: Batch, name, level, how, be
 def test_on_policy_without_a_penalty_all_recipes_are_reinforce(batch: Batch, case, how):
     """At π_θ = π_old and β = 0 every gradient is −A at each sample: PPO's, GSPO's, CPGD's as well."""
     name, level = case
-    recipe, plain = (dataclasses.replace(RECIPES[x], aggregation=how, beta=0.0) for x in (name, "rpg-urkl"))
+    recipe, plain = (of_strength(dataclasses.replace(RECIPES[x], aggregation=how), 0.0) for x in (name, "rpg-urkl"))
     if level == "prefix":  # the whole response's reward at its end, every token before it
         plain = dataclasses.replace(plain, level="token")
     recipe, plain = (dataclasses.replace(x, level=level) if fits(x.name, level) else x for x in (recipe, plain))

@@ -1,5 +1,7 @@
 """The four levels, by enumerating every response: chain rules, what each gradient is, and what it is not."""
 
+import dataclasses
+
 import numpy as np
 import numpy_oracle
 import pytest
@@ -7,10 +9,10 @@ import torch
 from divergence_facts import FACTS
 from hypothesis import given
 from hypothesis import strategies as st
-from strategies import Tree, floats, paper_names, rewards, trees
+from strategies import CHAIN_NAMES, Tree, chain_names, floats, paper_names, rewards, trees
 from torch.testing import assert_close
 
-from rpg_ref import RECIPES, differentiable_loss, per_decision_loss
+from rpg_ref import DIVERGENCES, RECIPES, differentiable_loss, entropy_loss, per_decision_loss
 from rpg_ref.audit import oracle
 from rpg_ref.objective import Objective
 
@@ -46,6 +48,8 @@ def of_responses(name, logps):
 
 
 CHAIN = {"rkl": "current", "urkl": "current", "fkl": "ref", "ufkl": "ref"}
+ONE_POLICY = [((1, 0, name),) for name in FACTS] + [((0, 1, name),) for name in FACTS]
+"""Chain rules that average each token's divergence over the histories of π_θ alone, or of π_ref alone."""
 
 
 @given(tree=trees(), name=paper_names)
@@ -62,16 +66,52 @@ def test_each_kl_of_responses_is_a_sum_over_tokens(tree: Tree, name):
         assert_close(found, exact, rtol=1e-10, atol=1e-11)
 
 
-@pytest.mark.parametrize("name", [name for name, facts in FACTS.items() if facts.history is None])
-def test_chi2_and_the_others_have_no_chain_rule(name):
-    """Neither histories of π_θ nor of π_ref nor of π_old make the token terms add up to that of responses."""
-    enumeration, leaf, tables, logps = policies(drawn(EQUAL))
+@pytest.mark.parametrize("name", [name for name, facts in FACTS.items() if facts.history not in ONE_POLICY])
+def test_histories_of_one_policy_do_not_sum_up_chi2_jeffreys_or_js(name):
+    """Averaged over histories of π_θ, π_ref or π_old alone, the token terms do not add up to that of responses."""
+    _, leaf, tables, logps = policies(drawn(EQUAL))
+    enumeration = oracle.prefix_tree(*EQUAL)
     whole = oracle.flat_gradient(of_responses(name, logps), [leaf])
     for table in tables:
         summed = oracle.flat_gradient((frozen(enumeration, table) * per_token(name, tables)).sum(), [leaf])
         assert (summed - whole).norm() > 1e-2 * whole.norm()
-    with pytest.raises(ValueError, match="no chain rule"):
-        per_decision_loss(logps.current.cumsum(1), logps.old.cumsum(1), 0.0, name, 1.0)
+
+
+def test_js_alone_has_no_known_chain_rule():
+    _, _, _, logps = policies(drawn(EQUAL))
+    with pytest.raises(ValueError, match="no chain rule over tokens is known for divergence js"):
+        per_decision_loss(logps.current.cumsum(1), logps.old.cumsum(1), 0.0, "js", 1.0)
+    assert [name for name, row in DIVERGENCES.items() if row.history] == list(CHAIN_NAMES)
+
+
+@pytest.mark.parametrize("shape", [(2, 4, 0), (3, 3, 1), (4, 3, 3)], ids=str)
+@pytest.mark.parametrize("name", CHAIN_NAMES)
+def test_the_prefix_penalty_is_the_divergence_of_responses(name, shape):
+    """In value and in gradient, off-policy, on trees of uneven depth, against NumPy's complex steps."""
+    tree = drawn(shape, seed=5)
+    enumeration, leaf, tables, logps = policies(tree)
+    prefixes = (x.cumsum(1) for x in (logps.current, logps.old))
+    each = per_decision_loss(*prefixes, 0.0, name, 1.0, logp_ref=logps.ref.cumsum(1))
+    penalty = (logps.old.sum(1).exp() * torch.where(enumeration.mask, each, 0.0).sum(1)).sum()
+    old, ref = (x.detach().exp().numpy() for x in tables[1:])
+    J = numpy_oracle.tree_objective(name, 1.0, 0.0 * tree.reward, old, ref, shape, "sequence")
+    assert_close(penalty.item(), -J(tree.logits).item(), rtol=1e-13, atol=0)
+    exact = torch.tensor(-numpy_oracle.gradient(J, tree.logits))
+    assert_close(torch.autograd.grad(penalty, leaf)[0], exact, rtol=0, atol=2e-14 * float(exact.abs().max()))
+
+
+@pytest.mark.parametrize("name", ["jeffreys", "chi2"])
+@pytest.mark.parametrize("wrong", [(1, 0), (0, 1), (2, 0), (1, 1), (2, -2)], ids=str)
+def test_other_history_weights_are_wrong(name, wrong):
+    """The comparison above could fail: with these powers of w_{<t} and u_{<t} the gradient is another one."""
+    row = DIVERGENCES[name]
+    spoilt = dataclasses.replace(row, history=(row.history[0]._replace(w=wrong[0], u=wrong[1]), *row.history[1:]))
+    if spoilt == row:
+        return
+    right, found = (
+        mean_and_variance(*gradients(drawn(UNEVEN), by_prefix(divergence)))[0] for divergence in (row, spoilt)
+    )
+    assert (found - right).norm() > 1e-2 * right.norm()
 
 
 def token_sum(name, tree, ref):
@@ -130,7 +170,7 @@ def mean_and_variance(each, chance):
     return mean, float((chance[:, None] * (each - mean) ** 2).sum())
 
 
-@given(tree=trees(spread=1.5), name=paper_names)
+@given(tree=trees(spread=1.5), name=chain_names)
 def test_prefix_and_sequence_gradients_have_one_mean(tree: Tree, name):
     (prefix, _), (whole, _) = (mean_and_variance(*gradients(tree, of(name))) for of in (by_prefix, by_response))
     assert_close(prefix, whole, rtol=1e-9, atol=1e-10)
@@ -189,3 +229,105 @@ def test_a_uniform_reward_has_no_gradient_at_any_level(tree: Tree, R):
     for loss in (by_tokens.sum(1), by_responses, torch.where(enumeration.mask, by_prefixes, 0.0).sum(1)):
         g = oracle.flat_gradient((logps.old.sum(1).exp() * loss).sum(), [leaf])
         assert g.abs().max() < 1e-11
+
+
+@given(tree=trees(), name=st.sampled_from(["fkl", "urkl", "chi2"]), c=st.sampled_from([0.0, 0.01, 2.0]))
+@pytest.mark.parametrize("level", ["token", "sequence"])
+def test_an_entropy_bonus_is_exact_beside_a_penalty(level, tree: Tree, name, c):
+    """E_old[loss] = −(E[R] − β·D + c·H) in value at sequence level, and in gradient at both, off-policy."""
+    enumeration, leaf, tables, logps = policies(tree)
+    samples = [x.sum(1, keepdim=True) if level == "sequence" else x for x in logps]
+    A = torch.tensor(tree.reward)[:, None].expand_as(samples[0])
+    each = entropy_loss(*samples[:2], A, name, 0.3, logp_ref=samples[2], entropy=c)
+    mask = enumeration.mask if level == "token" else enumeration.mask.any(1, keepdim=True)
+    loss = (logps.old.sum(1).exp() * torch.where(mask, each, 0.0).sum(1)).sum()
+    old, ref = (x.exp().numpy() for x in tables[1:])
+    J = numpy_oracle.tree_objective(name, 0.3, tree.reward, old, ref, tree.shape, level)
+    H = numpy_oracle.tree_objective("rkl", 1.0, 0.0 * tree.reward, old, np.ones_like(ref), tree.shape, level)
+    exact = numpy_oracle.gradient(lambda logits: J(logits) + c * H(logits), tree.logits)
+    (g,) = torch.autograd.grad(loss, leaf)
+    assert_close(-g, torch.tensor(exact), rtol=1e-9, atol=1e-10)
+    if level == "sequence":
+        assert_close(-loss.item(), (J(tree.logits) + c * H(tree.logits)).item(), rtol=1e-10, atol=1e-10)
+
+
+def top_p(tree: Tree, seed=3):
+    """A random set of kept tokens at each state, at least one; π_old's mass on it, and its truncation."""
+    rng = np.random.default_rng(seed)
+    kept = torch.tensor(rng.random(tree.old.shape) < 0.6) | (torch.arange(tree.old.shape[1]) == 0)
+    old = torch.tensor(tree.old).log_softmax(-1)
+    log_mass = torch.where(kept, old, -torch.inf).logsumexp(-1, keepdim=True)
+    return kept, log_mass.expand_as(old), torch.where(kept, old - log_mass, -torch.inf)
+
+
+def truncated(recipe, tree, shift=0.0, correct=True):
+    """E over the truncated sampler's responses of the recipe's loss, every response a batch of one; its gradient."""
+    enumeration, leaf, tables, logps = policies(tree)
+    kept, log_mass, sampler = top_p(tree)
+    of_tokens = torch.where(enumeration.mask, kept[enumeration.state, enumeration.tokens], True).all(1)
+    chance = oracle.token_logp(enumeration, sampler).sum(1).exp()
+    total = 0.0
+    for n in of_tokens.nonzero().flatten().tolist():
+        row = slice(n, n + 1)
+        drawn = {"logp_sampler": logps.old[row] - oracle.token_logp(enumeration, log_mass)[row]} if correct else {}
+        A = torch.tensor(tree.reward[row]) + shift
+        loss = recipe(*(x[row] for x in logps), A, enumeration.mask[row], denominator=1.0, **drawn).loss
+        total = total + chance[n] * loss
+    return torch.autograd.grad(total, leaf)[0], of_tokens, leaf
+
+
+@pytest.mark.parametrize("shape", [(4, 1, None), (3, 3, 1)], ids=str)
+def test_with_the_kept_mass_the_loss_is_that_of_the_kept_responses(shape):
+    """Σ p·R − β·Σ r·f(p/r) over the responses whose tokens are all kept, by logp_sampler = log q − log q(S)."""
+    tree = drawn(shape, seed=2)
+    recipe = dataclasses.replace(RECIPES["rpg-urkl-top-p"], level="sequence", beta=0.3)
+    found, S, leaf = truncated(recipe, tree)
+    enumeration = oracle.prefix_tree(*shape)
+    ref = oracle.token_logp(enumeration, torch.tensor(tree.ref).log_softmax(-1)).sum(1)
+    log_p = oracle.token_logp(enumeration, leaf.log_softmax(-1)).sum(1)
+    p, r = log_p[S].exp(), ref[S].exp()
+    J = (p * torch.tensor(tree.reward)[S]).sum() - 0.3 * (p * (log_p[S] - ref[S]) - p + r).sum()
+    exact = torch.autograd.grad(J, leaf, retain_graph=True)[0]
+    assert_close(-found, exact, rtol=1e-12, atol=1e-14)
+    # A baseline is not free: b adds b·∇p(S). Without the kept mass the gradient is another one.
+    shifted = truncated(recipe, tree, shift=0.7)[0]
+    of_mass = torch.autograd.grad(p.sum(), leaf)[0]
+    assert_close(found - shifted, 0.7 * of_mass, rtol=1e-12, atol=1e-14)
+    assert of_mass.norm() > 1e-2 and (truncated(recipe, tree, correct=False)[0] - found).norm() > 1e-2 * found.norm()
+
+
+def test_at_token_level_the_kept_mass_makes_each_state_a_bandit_over_its_kept_tokens():
+    """Of the states that the truncated sampler reaches, with the reward that it expects when it goes on."""
+    tree = drawn((3, 2, None), seed=4)
+    recipe = dataclasses.replace(RECIPES["rpg-urkl-top-p"], beta=0.3)
+    found, _, leaf = truncated(recipe, tree)
+    kept, _, sampler = top_p(tree)
+    p, q, log_r = leaf.log_softmax(-1), sampler.exp(), torch.tensor(tree.ref).log_softmax(-1)
+    R = torch.tensor(tree.reward).view(3, 3)
+    J = torch.zeros(())
+    for s in range(4):  # the root, then the states after its three tokens
+        reach, Q = (1.0, (q[1:] * R).sum(1)) if s == 0 else (q[0, s - 1], R[s - 1])
+        density = p[s].exp() * (p[s] - log_r[s]) - p[s].exp() + log_r[s].exp()
+        J = J + reach * (kept[s] * (p[s].exp() * Q - 0.3 * density)).sum()
+    assert_close(-found, torch.autograd.grad(J, leaf)[0], rtol=1e-12, atol=1e-14)
+
+
+def test_divided_by_length_pmd_mean_ascends_the_reward_per_token():
+    """On-policy, with a baseline of other responses: ∇E[(R − c)/T] at c = E[R], and not ∇E[R] where lengths differ."""
+    for shape, same in ((UNEVEN, False), (EQUAL, True)):
+        tree = drawn(shape)._replace(old=drawn(shape).logits)
+        enumeration, leaf, tables, logps = policies(tree)
+        R, p = torch.tensor(tree.reward), logps.current.sum(1).exp()
+        c, T = (p * R).sum().detach(), enumeration.mask.sum(1).double()
+        for name, J in (("pmd-mean-released", (p * (R - c) / T).sum()), ("pmd-mean", (p * R).sum())):
+            exact = oracle.flat_gradient(J, [leaf])
+            losses = [
+                RECIPES[name](*(x[n : n + 1] for x in logps), (R - c)[n : n + 1], enumeration.mask[n : n + 1]).loss
+                for n in range(len(R))
+            ]
+            found = oracle.flat_gradient((p.detach() * torch.stack(losses)).sum(), [leaf])
+            assert_close(-found, exact, rtol=1e-11, atol=1e-13)
+            if name == "pmd-mean-released":
+                per_token = exact
+        cosine = torch.dot(per_token, exact) / per_token.norm() / exact.norm()
+        assert (cosine > 1 - 1e-12) == same

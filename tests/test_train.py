@@ -318,6 +318,11 @@ def test_a_recipe_that_is_not_what_it_says_is_refused_before_anything_is_written
     assert "refusing to train: rpg-reinforce-urkl-clip is wrong" in message and not (tmp_path / "run").exists()
 
 
+def test_a_recipe_for_a_critic_is_refused(tmp_path, capsys):
+    message = refusal(capsys, *command(tmp_path / "run"), "--recipe=ppo")
+    assert "recipe ppo takes the advantages of a critic" in message and "dapo" in message
+
+
 def test_the_recipe_that_is_verified_is_the_one_with_the_run_s_beta(tmp_path, monkeypatch):
     seen = []
 

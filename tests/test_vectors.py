@@ -29,6 +29,7 @@ from rpg_ref import (
     clipped_loss_as_printed,
     cpgd_loss,
     differentiable_loss,
+    entropy_loss,
     grpo_corrected_loss,
     grpo_loss,
     k1,
@@ -101,6 +102,7 @@ def with_penalty_and_clip(form, logp, logp_old, advantage, divergence, beta, *, 
 LOSSES = {
     "differentiable": differentiable_loss,
     "reinforce": reinforce_loss,
+    "entropy": entropy_loss,
     "clipped": clipped_loss,
     "clipped_as_printed": clipped_loss_as_printed,
     "bounded": bounded_loss,
@@ -135,6 +137,8 @@ def recipe(x):
     choices = {name: x[name] for name in ("divergence", "level", "aggregation")} | {"beta": float(x["beta"])}
     bounds = {"clip": (DualClip, x["clip"]), "bound": (WeightBound, x.get("bound"))}
     choices |= {name: record(kind, y) for name, (kind, y) in bounds.items() if y is not None}
+    if x.get("entropy") is not None:
+        choices["entropy"] = float(x["entropy"])
     if x.get("sampler_bound"):
         choices["sampler"] = record(WeightBound, x["sampler_bound"])
     return Recipe("a vector's", loss, None, None, **choices)

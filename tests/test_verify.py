@@ -15,6 +15,7 @@ import rpg_ref.audit.verify as verify_module
 import rpg_ref.fused
 import rpg_ref.ratios
 import rpg_ref.recipes
+import rpg_ref.surrogates
 from rpg_ref import (
     RECIPES,
     DualClip,
@@ -116,21 +117,23 @@ FAULTS = {
         lambda logp, old, A, *a, **k: (differentiable_loss if A.any() else nan_in_float32)(logp, old, A, *a, **k),
     ),
     "sign of the penalty": with_loss(URKL, flipped),
-    "twice the penalty": with_loss(URKL, lambda *a, **k: differentiable_loss(*a[:4], 2 * a[4], **k)),
+    "twice the penalty": with_loss(URKL, lambda *a, beta, **k: differentiable_loss(*a, beta=2 * beta, **k)),
     "no u": with_loss(URKL, without_u),
     "no importance weight": with_loss(URKL, without_w),
     "the other direction": dataclasses.replace(URKL, divergence="ufkl"),
     "own-sample baseline's (G − 1)/G in β": with_loss(
-        URKL, lambda *a, **k: differentiable_loss(*a[:4], a[4] * 8 / 7, **k)
+        URKL, lambda *a, beta, **k: differentiable_loss(*a, beta=beta * 8 / 7, **k)
     ),
-    "reference ignored": with_loss(URKL, lambda *a, logp_ref=None: differentiable_loss(*a)),
+    "reference ignored": with_loss(
+        URKL, lambda *a, divergence, beta, logp_ref=None: differentiable_loss(*a, divergence, beta)
+    ),
     "swapped bounds": with_loss(CLIPPED, inverted_region),
     "no clip": with_loss(CLIPPED, lambda *a, clip=None, **k: reinforce_loss(*a, **k)),
     "no dual bound": with_loss(
         CLIPPED, lambda *a, clip, **k: CLIPPED.loss(*a, clip=dataclasses.replace(clip, dual=1e9), **k)
     ),
     "region of the advantage": with_loss(CLIPPED, region_of_the_advantage),
-    "detached penalty": with_loss(URKL, lambda *a, **k: differentiable_loss(*a[:4], 0.0, **k)),
+    "detached penalty": with_loss(URKL, lambda *a, beta, **k: differentiable_loss(*a, beta=0.0, **k)),
     "GRPO that claims to be corrected": with_loss(RECIPES["grpo-corrected"], grpo_loss),
     "GRPO that is corrected and does not say so": with_loss(GRPO, grpo_corrected_loss),
     "GRPO that claims an objective off-policy": dataclasses.replace(GRPO, off_policy_penalty={"forward_kl": 1.0}),
@@ -157,10 +160,8 @@ IMPOSTORS = {
     "seven times the loss": (URKL, lambda *a, **k: 7 * differentiable_loss(*a, **k)),
     "no reference, no penalty": (
         URKL,
-        lambda *a, logp_ref=None: (
-            differentiable_loss(*a[:4], a[4] * (a[1] is not logp_ref), logp_ref=logp_ref)
-            if logp_ref is not None
-            else differentiable_loss(*a[:4], 0.0)
+        lambda *a, divergence, beta, logp_ref=None: differentiable_loss(
+            *a, divergence, beta if logp_ref is not None else 0.0, logp_ref=logp_ref
         ),
     ),
     "NaN far off": (URKL, nan_where(lambda logp, old: (logp - old).detach() > 1)),
@@ -172,9 +173,7 @@ IMPOSTORS = {
     ),
     "penalty's value clamped": (
         dataclasses.replace(RECIPES["rpg-rkl"], beta=1.0),
-        lambda *a, **k: (
-            differentiable_loss(*a[:4], 0.0) + (differentiable_loss(*a[:2], 0.0, *a[3:], **k)).clamp(-10, 10)
-        ),
+        lambda *a, **k: differentiable_loss(*a, "urkl", 0.0) + differentiable_loss(*a[:2], 0.0, **k).clamp(-10, 10),
     ),
     "Algorithm 2 for Algorithm 1": (dataclasses.replace(RECIPES["rpg-rkl-clip-as-printed"], beta=1.0), CLIPPED.loss),
     "corrected penalty far off": (
@@ -267,7 +266,7 @@ def test_masked_log_probs_times_0_are_found(monkeypatch):
 @pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16])
 @pytest.mark.parametrize("name", ["rpg-reinforce-ufkl-clip", "gspo", "reinforce++"])
 def test_arithmetic_in_the_dtype_of_the_log_probs_is_found(name, dtype, monkeypatch):
-    for module in (rpg_ref.recipes, rpg_ref.ratios):
+    for module in (rpg_ref.recipes, rpg_ref.ratios, rpg_ref.surrogates):
         monkeypatch.setattr(module, "widest", lambda x: x if x.dtype == dtype else x.double())
     row = verify(RECIPES[name])
     assert not row.ok and row.gradient_error < 1e-13

@@ -87,7 +87,7 @@ def loss_of(name, logp, old, A, mask, mode="token-mean", **options):
     return loss, metrics
 
 
-@pytest.mark.parametrize("name", sorted({row.name for row in RECIPES.values()}))
+@pytest.mark.parametrize("name", sorted(RECIPES))
 def test_a_policy_loss_is_the_recipes_in_any_micro_batches(name):
     """Whole, and as eight micro-batches of which verl knows the whole's tokens and responses."""
     recipe = RECIPES[name]

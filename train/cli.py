@@ -248,7 +248,7 @@ def _report(rest: Sequence[str], asks_help: bool) -> int:
     options = overrides(rest[len(folders) :]) if len(rest) > len(folders) else {}
     known = Table("key", {"out": "report"})
     for key in options:
-        known[key]
+        known.check(key)
     from train.watching.report import report
 
     page = report([Path(folder) for folder in folders], Path(str(options.get("out", known["out"]))))

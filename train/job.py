@@ -196,6 +196,10 @@ def _checked(config: Config) -> tuple[Recipe, str]:
     recipe = dataclasses.replace(RECIPES[config.recipe], sampler=correction(config.engine))
     if config.beta is not None:
         recipe = dataclasses.replace(recipe, beta=config.beta)
+    if recipe.critic:
+        raise ValueError(
+            f"recipe {recipe.name} takes the advantages of a critic, which this driver has not; choose dapo or another"
+        )
     smallest = BASELINES[recipe.baseline].smallest_group
     if config.rollout.samples < smallest:
         raise ValueError(

@@ -104,7 +104,7 @@ def convert(raw: dict[str, Any], kind: type[Record], source: str) -> Record:
 def _refuse_unknown(keys: Iterable[str], kind: type) -> None:
     known = Table("key", dict.fromkeys(_keys(kind)))
     for key in keys:
-        known[key]
+        known.check(key)
 
 
 def dump(config: Config) -> str:

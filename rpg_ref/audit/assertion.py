@@ -54,7 +54,7 @@ def assert_gradient(
     if not regimes or isinstance(regimes, str):
         raise ValueError(f"regimes is {regimes!r}; pass a list of 'on_policy' and 'off_policy'")
     for name in regimes:
-        _REGIMES[name]
+        _REGIMES.check(name)
     if isinstance(loss_fn, Report) and loss_fn.on_policy.level != level:
         raise ValueError(f"the report is of {loss_fn.on_policy.level} level, the objective of {level}; pass level=")
     report = loss_fn if isinstance(loss_fn, Report) else identify(loss_fn, level=level, seed=seed)

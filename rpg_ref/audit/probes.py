@@ -184,27 +184,27 @@ def _aggregation(loss: ScalarLoss) -> Iterator[str]:
     sentence = weighing(reward, rows.A, rows.mask) if reward.abs().max() > _ROUNDING * size else None
     if sentence is not None:
         yield sentence
-    own, others = _reach(loss, rows, "q")
-    if others and not own:
+    by_itself, by_others = _reach(loss, rows, "q")
+    if by_others and not by_itself:
         yield "a token's log π_old is used at another token: it is not aligned with log π_θ"
-    own, others = _reach(loss, bare, "r")
-    if others and not own:
+    by_itself, by_others = _reach(loss, bare, "r")
+    if by_others and not by_itself:
         yield "a token's log π_ref is used at another token: it is not aligned with log π_θ"
     # Where a token's penalty depends on others' as well, as in a reward to go, equal log-ratios need not pull equally.
-    if own and not others:
+    if by_itself and not by_others:
         of_penalty = weighing(penalty, torch.ones_like(rows.A), rows.mask)
         if of_penalty not in (None, sentence):
             yield f"in the penalty, {of_penalty}"
 
 
 def _reach(loss: ScalarLoss, rows: Rows, which: str) -> tuple[bool, bool]:
-    """Whether moving the second token's log π_old or log π_ref moves its own pull, and the others'."""
+    """Whether log π_old or log π_ref of the second token is used at that token itself, and at the other tokens."""
     moved = getattr(rows, which).clone()
     moved[:, 1] += 0.01
     change = (_pull(loss, rows._replace(**{which: moved})) - _pull(loss, rows)).abs()
-    own = torch.arange(change.shape[1]) == 1
+    second = torch.arange(change.shape[1]) == 1
     largest = change.max()
-    return bool(change[:, own].max() > _SAME * largest), bool(change[:, ~own].max() > _SAME * largest)
+    return bool(change[:, second].max() > _SAME * largest), bool(change[:, ~second].max() > _SAME * largest)
 
 
 def _region(loss: ScalarLoss) -> Iterator[str]:

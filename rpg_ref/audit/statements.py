@@ -14,12 +14,11 @@ from torch import Tensor
 from rpg_ref.audit.oracle import DEFINITIONS, Policies
 from rpg_ref.clipping import bounded_loss, clipped_loss, clipped_loss_as_printed
 from rpg_ref.cpgd_pmd import cpgd_loss, pmd_mean_loss
-from rpg_ref.divergences import DIVERGENCES
 from rpg_ref.ppo import grpo_corrected_loss, grpo_loss, k2_loss, kl_in_reward_loss
 from rpg_ref.prefix import per_decision_loss
 from rpg_ref.ratios import WeightBound
 from rpg_ref.recipes import Recipe
-from rpg_ref.surrogates import differentiable_loss, reinforce_loss
+from rpg_ref.surrogates import differentiable_loss, entropy_loss, reinforce_loss
 
 
 def integrand(name: str, log_p: Float[Tensor, "*shape"], log_r: Float[Tensor, "*shape"]) -> Float[Tensor, "*shape"]:
@@ -72,7 +71,7 @@ def unweighted_slope(name: str, policies: Policies) -> Float[Tensor, "*shape"]:
     return torch.autograd.grad(estimate.sum(), leaf)[0]
 
 
-def live_samples(
+def samples_inside(
     direction: Float[Tensor, "*shape"],
     logp: Float[Tensor, "*shape"],
     logp_old: Float[Tensor, "*shape"],
@@ -146,6 +145,7 @@ LEVEL_DEFINITIONS = {
     "sequence":  LevelDefinition(lambda x, mask: x.sum(1, True),              lambda c, mask: c),
     "geometric": LevelDefinition(lambda x, mask: x.sum(1, True) / token_count(mask),
                                  lambda c, mask: c / token_count(mask)),
+    "sequence-over-length": LevelDefinition(lambda x, mask: x.sum(1, True), lambda c, mask: c / token_count(mask)),
     "prefix":    LevelDefinition(lambda x, mask: x.cumsum(1),                 lambda c, mask: _to_go(c)),
 }
 # fmt: on
@@ -160,7 +160,7 @@ def _surrogate(recipe: Recipe, pi: Policies, A: Tensor) -> Tensor:
 
 def _clipped(recipe: Recipe, pi: Policies, A: Tensor) -> Tensor:
     weight = _surrogate(recipe, pi, A)
-    return torch.where(live_samples(weight, pi.current, pi.old, _bounds(recipe)), weight, 0.0)
+    return torch.where(samples_inside(weight, pi.current, pi.old, _bounds(recipe)), weight, 0.0)
 
 
 def _as_printed(recipe: Recipe, pi: Policies, A: Tensor) -> Tensor:
@@ -177,11 +177,11 @@ def _bounded(recipe: Recipe, pi: Policies, A: Tensor) -> Tensor:
 
 
 def _ppo(recipe: Recipe, pi: Policies, A: Tensor) -> Tensor:
-    return _live(recipe, pi, A) * (pi.current - pi.old).exp() * A
+    return _inside(recipe, pi, A) * (pi.current - pi.old).exp() * A
 
 
-def _live(recipe: Recipe, pi: Policies, A: Tensor) -> Tensor:
-    return live_samples(A, pi.current, pi.old, _bounds(recipe)).double()
+def _inside(recipe: Recipe, pi: Policies, A: Tensor) -> Tensor:
+    return samples_inside(A, pi.current, pi.old, _bounds(recipe)).double()
 
 
 def _bounds(recipe: Recipe) -> tuple[float, float, float]:
@@ -189,14 +189,32 @@ def _bounds(recipe: Recipe) -> tuple[float, float, float]:
     return (1.0, math.inf, math.inf) if clip is None else (clip.low, clip.high, clip.dual)
 
 
+# fmt: off
+CHAIN_RULES: dict[str, dict[str, Callable[[Policies], Tensor]]] = {
+    "fkl":      {"fkl": lambda h: h.ref},
+    "ufkl":     {"ufkl": lambda h: h.ref},
+    "rkl":      {"rkl": lambda h: h.current},
+    "urkl":     {"urkl": lambda h: h.current},
+    "jeffreys": {"rkl": lambda h: h.current, "fkl": lambda h: h.ref},
+    "chi2":     {"chi2": lambda h: 2 * h.current - h.ref},
+}
+"""By which divergences of tokens that of responses is summed, and log of the measure of the histories before them.
+
+Source: the chain rule of each; χ² of products is Π(1 + χ²_t) − 1, with p²/r as the histories' measure.
+"""
+# fmt: on
+
+
 def _per_decision(recipe: Recipe, pi: Policies, A: Tensor) -> Tensor:
-    """The loss of prefixes, from each token's own integrand, differentiated automatically."""
+    """The loss of prefixes, from each token's own integrands, differentiated automatically."""
     leaf = pi.current.clone().requires_grad_()
     prefixes = pi._replace(current=leaf)
     before = Policies(*(torch.cat([0 * x[:, :1], x[:, :-1]], 1) for x in prefixes))
     token = Policies(*(x - y for x, y in zip(prefixes, before, strict=True)))
-    history = before.current if DIVERGENCES[recipe.divergence].history == "current" else before.ref
-    penalty = (history - before.old - token.old).exp() * integrand(recipe.divergence, token.current, token.ref)
+    penalty = sum(
+        (history(before) - before.old - token.old).exp() * integrand(name, token.current, token.ref)
+        for name, history in CHAIN_RULES[recipe.divergence].items()
+    )
     gain = (leaf - pi.old).exp() * A - recipe.beta * penalty
     return torch.autograd.grad(gain.sum(), leaf)[0]
 
@@ -213,7 +231,8 @@ STATED: dict[Callable[..., Tensor], Stated] = {
     k2_loss: lambda r, pi, A: _ppo(r, pi, A) - r.beta * (pi.current - pi.ref),
     kl_in_reward_loss: lambda r, pi, A: _ppo(r, pi, A - r.beta * _to_go(pi.old - pi.ref)),
     pmd_mean_loss: lambda r, pi, A: A - r.beta * (pi.current - pi.old),
-    cpgd_loss: lambda r, pi, A: _live(r, pi, A) * A - r.beta * (pi.current - pi.old).expm1(),
+    entropy_loss: lambda r, pi, A: _surrogate(r, pi, A) - (r.entropy or 0.0) * pi.current * (pi.current - pi.old).exp(),
+    cpgd_loss: lambda r, pi, A: _inside(r, pi, A) * A - r.beta * (pi.current - pi.old).expm1(),
 }
 """What each loss states of one sample: its coefficient of ∇log π_θ, from the oracle's own pieces."""
 

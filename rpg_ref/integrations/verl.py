@@ -105,5 +105,5 @@ def _of_responses(what: str, x: Tensor, keep: Tensor, name: str) -> Tensor:
     return torch.where(keep.any(1), common[:, 0], 0.0)
 
 
-for _row in {row.name: row for row in RECIPES.values()}.values():
+for _row in RECIPES.values():
     register(_row)

@@ -75,6 +75,7 @@ class Inputs:
     sampler_bound: dict | None = None
     log_mass_old: float | None = None
     micro_batches: list | None = None
+    entropy: float | None = None
     each: Callable = lambda sample: sample
 
     def json(self) -> dict:
@@ -130,6 +131,7 @@ LEVELS = {
     "token": lambda tokens: tokens,
     "sequence": lambda tokens: summed(tokens, lambda n: mpf(1)),
     "geometric": lambda tokens: summed(tokens, lambda n: mpf(1) / n),
+    "sequence-over-length": lambda tokens: summed(tokens, lambda n: mpf(1)),
     "prefix": prefixes,
 }
 
@@ -142,6 +144,11 @@ def weight(x: Sample, c: Inputs):
 
 def differentiable(x, c):
     return -x.w * x.A + c.beta * x.u * F[c.divergence](x.v)
+
+
+def with_entropy(x, c):
+    """Less c·H: the reverse KL to the measure of density 1, whose own control variate is 1 − w."""
+    return differentiable(x, c) + c.entropy * (x.w * x.logp + 1 - x.w)
 
 
 def reinforce(x, c):
@@ -249,6 +256,7 @@ def cpgd(x, c):
 LOSSES = {
     "differentiable": differentiable,
     "reinforce": reinforce,
+    "entropy": with_entropy,
     "clipped": clipped,
     "clipped_as_printed": clipped_as_printed,
     "bounded": bounded,
@@ -313,7 +321,8 @@ def contributions(c: Inputs) -> list:
     for tokens in responses(c):
         samples = LEVELS[c.level](tokens)
         losses = formula(samples, c) if of_a_response else [formula(x, c) for x in samples]
-        rows.append([mass * correction(x, c) * loss for x, loss in zip(samples, losses, strict=True)])
+        share = mpf(1) / max(len(tokens), 1) if c.level == "sequence-over-length" else mpf(1)
+        rows.append([share * mass * correction(x, c) * loss for x, loss in zip(samples, losses, strict=True)])
     return aggregated(rows, c.aggregation, c.denominator)
 
 
@@ -477,6 +486,12 @@ MISTAKES = {name: Mistake(*row) for name, row in {
         using(lambda x, c: -x.w * x.A + c.beta * x.u * F["jeffreys"](x.v) / 2)),
     "chi2_through_expm1": ("v as (v − 1) + 1, which is 0 below e⁻³⁷: autograd through expm1",
         using(chi2_through_expm1)),
+    "entropy_penalised": ("the entropy bonus is subtracted: the policy is pushed to be certain",
+        change(entropy=lambda c: -c.entropy)),
+    "entropy_without_weight": ("log π_θ of the samples for the entropy: its expected gradient is zero on-policy",
+        using(lambda x, c: differentiable(x, c) + c.entropy * x.logp)),
+    "no_entropy": ("the entropy bonus has no gradient, or is missing",
+        change(entropy=0)),
     "mass_dropped": ("the loss lacks Z_old, the mass of the unnormalised π_old",
         change(log_mass_old=None)),
     # the importance weight
@@ -555,6 +570,8 @@ MISTAKES = {name: Mistake(*row) for name, row in {
     "token_level": ("each token is a sample of its own",
         change(level="token")),
     "sequence_level": ("the response is the sample: log-probabilities are summed",
+        change(level="sequence")),
+    "not_over_length": ("the loss of a response is not divided by its length",
         change(level="sequence")),
     "geometric_level": ("the geometric mean of the ratios for their product",
         change(level="geometric")),
@@ -859,6 +876,18 @@ def mirror_descent(claim):
     c = Inputs("pmd_mean", **draw(53), beta=0.5, divergence="urkl", level="sequence")
     mistakes = f"ratio_for_log_ratio square_not_halved anchor_at_reference sign_of_penalty {OTHER_LEVELS['sequence']}"
     yield batch("pmd-mean", claim, "−A·log w + ½β(log w)²; π_ref plays no part", c, mistakes)
+
+
+def released_mirror_descent(claim):
+    c = Inputs("pmd_mean", **draw(54, lengths=(3, 2)), beta=0.5, divergence="urkl", level="sequence-over-length")
+    comment = "−A·log w + ½β(log w)² of a response, over its length"
+    yield batch("pmd-mean-released", claim, comment, c, "not_over_length token_level geometric_level sign_of_penalty")
+
+
+def entropies(claim):
+    c = Inputs("entropy", **draw(55), beta=0.5, divergence="urkl", entropy=0.25)
+    mistakes = "entropy_penalised entropy_without_weight no_entropy sign_of_penalty no_penalty"
+    yield batch("surrogate-entropy", claim, "an entropy bonus beside the penalty", c, mistakes)
 
 
 def cpgds(claim):
@@ -1189,7 +1218,9 @@ TABLE: list[tuple[str, str, Callable]] = [
     ("grpo_live_weight", "ppo_grpo", partial(grpos, "grpo_corrected", False)),
     ("k2_in_loss", "ppo_grpo", partial(grpos, "k2", False)),
     *(("k1_in_reward_at_old", "ppo_grpo", partial(kl_rewards, x)) for x in ("token", "sequence")),
+    ("one_idea", "surrogate", entropies),
     ("optimum", "log_ratio", mirror_descent),
+    ("length_normalisation", "log_ratio", released_mirror_descent),
     ("k3_identity", "log_ratio", cpgds),
     *(("sequence_level", "levels", partial(levels, "sequence", "differentiable", x)) for x in ("fkl", "urkl", "js")),
     *(("sequence_level", "levels", partial(levels, "sequence", x, "urkl")) for x in ("reinforce", "clipped")),

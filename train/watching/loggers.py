@@ -30,7 +30,7 @@ def check_loggers(names: Sequence[str]) -> None:
     """
     known = Table("logger", LOGGERS)
     for name in names:
-        known[name]
+        known.check(name)
         if names.count(name) > 1:
             raise ValueError(f"the logger {name} is named {names.count(name)} times; name it once")
         if find_spec(name) is None:

@@ -18,8 +18,7 @@ def cases() -> list[Case]:
 
     Source: ours.
     """
-    rows = {row.name: row for row in RECIPES.values()}
-    return [Case(name, (row.on_policy, row.off_policy), row, row.measured_at) for name, row in rows.items()]
+    return [Case(name, (row.on_policy, row.off_policy), row, row.measured_at) for name, row in RECIPES.items()]
 
 
 def anchored_at_old(objective: Objective | None) -> Objective | None:

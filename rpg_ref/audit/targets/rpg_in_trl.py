@@ -35,9 +35,8 @@ def cases() -> list[Case]:
     Source: ours.
     """
     import_module("trl")
-    rows = {row.name: row for row in RECIPES.values()}
     return [
-        *(_case(row) for row in rows.values()),
+        *map(_case, RECIPES.values()),
         _case(RECIPES["rpg-urkl"], reference="old"),
         *(_case(RECIPES[name], use_vllm=True, vllm_importance_sampling_mode=mode) for name, mode in _CORRECTIONS),
     ]

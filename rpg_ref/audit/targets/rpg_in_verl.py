@@ -31,9 +31,8 @@ def cases() -> list[Case]:
     """
     # As verl itself does with actor_rollout_ref.model.external_lib.
     import_module("verl.utils.import_utils").import_external_libs(_MODULE)
-    rows = {row.name: row for row in RECIPES.values()}
     return [
-        *(_case(row) for row in rows.values()),
+        *map(_case, RECIPES.values()),
         *(_case(RECIPES[name], {CORRECTION + "rollout_is": how}) for name, how in _CORRECTIONS),
     ]
 
