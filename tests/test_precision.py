@@ -107,7 +107,9 @@ def reinforce_loss(x):
 
 def entropy_loss(x):
     value, gradient = differentiable_loss(x)
-    return [*value, *times(mpf(ENTROPY), [x.w * x.p, -x.w, mpf(1)])], [*gradient, ENTROPY * x.w * x.p]
+    # The product rule's two terms, w·(log π_θ − 1) and w, of which w·log π_θ is left.
+    bonus, slope = [x.w * x.p, -x.w, mpf(1)], [x.w * (x.p - 1), x.w]
+    return value + times(mpf(ENTROPY), bonus), gradient + times(mpf(ENTROPY), slope)
 
 
 def clipped_loss(x):

@@ -192,7 +192,10 @@ def _aggregation(loss: ScalarLoss) -> Iterator[str]:
         yield "a token's log π_ref is used at another token: it is not aligned with log π_θ"
     # Where a token's penalty depends on others' as well, as in a reward to go, equal log-ratios need not pull equally.
     if by_itself and not by_others:
-        of_penalty = weighing(penalty, torch.ones_like(rows.A), rows.mask)
+        # An entropy bonus pulls by log π_θ itself: give all tokens the same.
+        p = torch.full_like(bare.p, -1.0)
+        even = _pull(loss, bare._replace(p=p, q=p, r=p - 0.3))
+        of_penalty = weighing(even, torch.ones_like(rows.A), rows.mask)
         if of_penalty not in (None, sentence):
             yield f"in the penalty, {of_penalty}"
 

@@ -3,7 +3,7 @@
 from dataclasses import replace
 
 from rpg_ref.audit.targets import Case
-from rpg_ref.objective import Objective
+from rpg_ref.objective import GAINS, TERMS, Objective
 from rpg_ref.recipes import RECIPES
 
 DISTRIBUTION = "rpg_ref"
@@ -28,7 +28,7 @@ def anchored_at_old(objective: Objective | None) -> Objective | None:
         objective: with terms between π_θ and π_ref, or None.
 
     Returns:
-        The same terms between π_θ and π_old; what cancels is left out.
+        The same terms between π_θ and π_old, what cancels being left out; None where a term has no name there.
 
     Source: paper §3, whose reference is the last iterate.
     """
@@ -36,6 +36,8 @@ def anchored_at_old(objective: Objective | None) -> Objective | None:
         return None
     terms: dict[str, float] = {}
     for name, c in objective.terms.items():
-        place = name if name == "reward" or name.endswith("_old") else f"{name}_old"
+        place = name if name in GAINS or name.endswith("_old") else f"{name}_old"
+        if place not in TERMS:
+            return None
         terms[place] = terms.get(place, 0.0) + c
     return replace(objective, terms={name: c for name, c in terms.items() if c})

@@ -41,6 +41,8 @@ def _case(row: Recipe, correction: dict[str, Any] | None = None) -> Case:
     integration = import_module(_MODULE)
     settings = {"policy_loss.loss_mode": integration.loss_mode(row), "loss_agg_mode": integration.aggregation(row)}
     on, off = (anchored_at_old(objective) for objective in (row.on_policy, row.off_policy))
+    if on is None and row.on_policy is not None:  # a divergence from π_old without a name: on-policy it has no gradient
+        on = Objective({"reward": 1.0}, row.measured_at)
     if correction:
         on = off = Objective({"reward": 1.0}, row.measured_at)
     option = " ".join(f"{key}={value}" for key, value in (settings | (correction or {})).items())
