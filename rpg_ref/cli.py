@@ -90,7 +90,7 @@ def _audit(options: argparse.Namespace) -> int:
     else:
         library, cases = cases_of(options.target, options.checkout)
         rows = [audit(case, seed=options.seed) for case in cases]
-        shown = text_table(library, rows)
+        shown = text_table(record(library, rows))
     print(json.dumps(record(library, rows), indent=1, ensure_ascii=False) if options.json else shown)
     if options.out is not None:
         for path in write(library, rows, options.out, Path(options.target.partition(":")[0]).stem):
@@ -145,6 +145,7 @@ def _record(row: Row) -> dict[str, object]:
     }
     return {
         "recipe": row.recipe,
+        "level": row.level,
         **objectives,
         "residual": dict(zip(regimes, map(_finite, row.residual), strict=True)),
         "spread": row.spread,

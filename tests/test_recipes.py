@@ -296,7 +296,7 @@ def test_objectives_are_values():
     assert pickle.loads(pickle.dumps(objective)) == copy.deepcopy(objective) == objective
     assert len({objective, Objective({"entropy": 0.1, "reward": 1.0})}) == 1
     assert len({hash(Objective({"reward": c}, level)) for c in (1.0, 2.0) for level in ("token", "sequence")}) == 4
-    assert str(Objective({"reward": 0.0, "reverse_kl": 1.0})) == "− KL(π‖ref)"
+    assert str(Objective({"reward": 0.0, "reverse_kl": 1.0})) == "− KL(π‖ref) per token"
     terms = {"reward": 1.0}
     kept = Objective(terms)
     terms["entropy"] = 1.0
@@ -340,9 +340,16 @@ def test_aliases_and_objectives():
     assert doubled.on_policy == Objective({"reward": 1.0, "reverse_kl": 0.5, "js": -0.75}, "sequence")
     assert RECIPES["grpo"].off_policy is None
     assert dataclasses.replace(RECIPES["grpo"], beta=0.0).off_policy == Objective({"reward": 1.0})
-    assert str(RECIPES["grpo"].on_policy) == "E[R] − 0.04·KL(ref‖π)"
-    assert str(Objective({"entropy": 0.1, "forward_kl": -2.0})) == "+ 0.1·H(π) + 2·KL(ref‖π)".removeprefix("+ ")
-    assert str(Objective()) == "0"
+    assert str(RECIPES["grpo"].on_policy) == "E[R] − 0.04·KL(ref‖π) per token"
+    assert str(Objective({"entropy": 0.1, "forward_kl": -2.0})) == "0.1·H(π) + 2·KL(ref‖π) per token"
+    assert str(Objective(level="sequence")) == "0 per response"
+
+
+def test_two_objectives_never_print_the_same_words():
+    """The token and the prefix row have different objectives, though the same terms."""
+    token, prefix = RECIPES["rpg-urkl"].on_policy, RECIPES["rpg-urkl-prefix"].on_policy
+    assert token != prefix and token.terms == prefix.terms
+    assert str(token) == "E[R] − 0.0001·KL(π‖ref) per token" and str(prefix) == "E[R] − 0.0001·KL(π‖ref) per response"
 
 
 def test_contract_defaults():

@@ -36,6 +36,7 @@ class Row:
 
     Attributes:
         recipe: its name.
+        level: of the objectives, "token" or "sequence".
         declared: the objectives declared on-policy and off-policy.
         found: the objectives found; None is the gradient of no known objective.
         residual: of each fit, relative to the gradient at zero advantages.
@@ -51,6 +52,7 @@ class Row:
     """
 
     recipe: str
+    level: str
     declared: tuple[Objective | None, Objective | None]
     found: tuple[Objective | None, Objective | None]
     residual: tuple[float, float]
@@ -144,6 +146,7 @@ def verify(recipe: Recipe, *, device: str | torch.device = "cpu", seed: int = 0)
     near = worst32 < FLOAT32_TOLERANCE and worst16 < BFLOAT16_TOLERANCE and rounded_once
     return Row(
         recipe.name,
+        recipe.measured_at,
         (recipe.on_policy, recipe.off_policy),
         (report.on_policy.objective, report.off_policy.objective),
         (report.on_policy.residual, report.off_policy.residual),
