@@ -33,7 +33,8 @@ class Objective:
     Attributes:
         terms: coefficient by name, names from TERMS; an absent name is 0. An entropy bonus and a penalty are positive.
         level: "token" (the frozen-history objective: each state reached by π_old is a bandit whose reward is the
-            expected one when π_old continues) or "sequence" (the whole response is one action).
+            expected one when π_old continues), printed "per token"; or "sequence" (the whole response is one action),
+            printed "per response".
 
     Raises:
         ValueError: a name is unknown, or the level is neither.
