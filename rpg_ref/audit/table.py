@@ -71,7 +71,7 @@ _HEADER = ("option", "documented", "found on-policy", "found off-policy", "resid
 def _cells(table: Record) -> tuple[list[tuple[str, ...]], dict[str, int]]:
     """Return the header and the rows, and the number of each note."""
     numbers: dict[str, int] = {}
-    rows = []
+    rows: list[tuple[str, ...]] = []
     for case in table["cases"]:
         regimes, right = case["found"].values(), case["as_documented"].values()
         documented = [str(_objective(terms, case) or "none") for terms in case["documented"].values()]
