@@ -32,6 +32,22 @@ AGGREGATIONS: Table[Aggregation] = Table("aggregation", {
 })
 # fmt: on
 
+EXACT_UNDER = {
+    "token-mean": "a constant denominator; its own count of tokens is not constant",
+    "seq-mean-token-mean": "no denominator, unless all responses have one length",
+    "seq-mean-token-sum": "a constant denominator, such as its own count of responses",
+}
+EXACT_UNDER |= {"sequence": EXACT_UNDER["seq-mean-token-sum"], "geometric": EXACT_UNDER["seq-mean-token-mean"]}
+"""By aggregation, the denominator under which a mean over tokens has the expectation meant, at any lengths.
+
+At the levels where a response is one sample the level alone decides: it is one term of a sum, or divided by its length.
+E[Σ_t ∇log π_θ/N] is zero for a constant N, and not where N is random: the batch's own tokens, or the response's.
+Source: ``proofs/length_normalisation.py``.
+"""
+
+CONSTANT_REMEDY = "pass one, such as the responses of the whole batch times the largest length allowed"
+"""What to do where a method divides by a constant and none is given."""
+
 
 def count(mask: Shaped[Tensor, "B T"], how: str) -> Float[Tensor, ""]:
     """Return the default denominator: unmasked tokens for token-mean, else sequences that have any.

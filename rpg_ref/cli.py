@@ -4,14 +4,18 @@ import argparse
 import json
 import math
 import sys
+import textwrap
 from collections.abc import Iterable, Sequence
+from dataclasses import asdict
 from pathlib import Path
 from typing import Any, NoReturn
 
+from rpg_ref.audit.denominator import BIAS
 from rpg_ref.audit.identify import identify
 from rpg_ref.audit.model import identify_model
 from rpg_ref.audit.run import Row as Audited
 from rpg_ref.audit.run import Unavailable, audit, cases_of, function_at, is_step
+from rpg_ref.audit.statements import HELD_TO
 from rpg_ref.audit.table import changes, record, text_table, write
 from rpg_ref.audit.targets import TARGETS, Case
 from rpg_ref.audit.verify import Row, check_device, describe, verify
@@ -23,7 +27,7 @@ from rpg_ref.recipes import RECIPES
 
 VERIFY_SECONDS, AUDIT_SECONDS, LOAD_SECONDS = 2.0, 3.0, 15.0
 """What a recipe, a case of an audit and the import of a library usually take on two cores."""
-HEADER = ("recipe", "declared", "found", "gradient error", "in float32", "in bfloat16", "")
+HEADER = ("recipe", "declared", "found", "bias", "gradient error", "in float32", "in bfloat16", "held to", "")
 
 
 class Parser(argparse.ArgumentParser):
@@ -116,7 +120,7 @@ def _audit(options: argparse.Namespace) -> int:
             for case in cases:
                 begin(case.option)
                 rows.append(audit(case, seed=options.seed))
-        shown = text_table(library, rows)
+        shown = text_table(record(library, rows))
     print(json.dumps(record(library, rows), indent=1, ensure_ascii=False) if options.json else shown)
     if options.out is not None:
         for path in write(library, rows, options.out, Path(options.target.partition(":")[0]).stem):
@@ -145,22 +149,26 @@ def _by_regime(objectives: tuple[Objective | None, Objective | None]) -> str:
     return on if on == off else f"{on}; off-policy {off}"
 
 
-def _table(rows: Iterable[Row]) -> str:
+def _table(rows: Sequence[Row]) -> str:
     cells = [HEADER] + [
         (
             row.recipe,
             _by_regime(row.declared),
             "as declared" if row.ok else _by_regime(row.found),
+            str(row.bias or ""),
             f"{row.gradient_error:.0e}",
             f"{row.float32_error:.0e}",
             f"{row.bfloat16_error:.0e}",
+            row.held_to,
             "ok" if row.ok else "FAILED",
         )
         for row in rows
     ]
     widths = [max(map(len, column)) for column in zip(*cells, strict=True)]
     lines = ("  ".join(map(str.ljust, line, widths)).rstrip() for line in cells)
-    return "\n".join(lines)
+    kinds = "; ".join(f"{name}: {HELD_TO[name]}" for name in HELD_TO if any(row.held_to == name for row in rows))
+    notes = [BIAS + ".", f"held to, far off-policy: {kinds}."]
+    return "\n".join([*lines, "", *(line for note in notes for line in textwrap.wrap(note, 120))])
 
 
 def _record(row: Row) -> dict[str, object]:
@@ -171,12 +179,15 @@ def _record(row: Row) -> dict[str, object]:
     }
     return {
         "recipe": row.recipe,
+        "level": row.level,
         **objectives,
         "residual": dict(zip(regimes, map(_finite, row.residual), strict=True)),
         "spread": row.spread,
         "gradient_error": _finite(row.gradient_error),
         "float32_error": _finite(row.float32_error),
         "bfloat16_error": _finite(row.bfloat16_error),
+        "held_to": row.held_to,
+        "bias": row.bias and {**asdict(row.bias), "own": _finite(row.bias.own), "constant": _finite(row.bias.constant)},
         "ok": row.ok,
     }
 

@@ -91,7 +91,7 @@ def fused_loss(
     """
     softmax = _softmax(hidden, head, tokens, mask, temperature)
     parts = _parts(mask, head, chunk)
-    if denominator is None and parts:
+    if denominator is None and parts and not recipe.needs_denominator:
         denominator = recipe.count(mask)
     # Until its chunk has come, a token has the ratio 1.
     logp = softmax.zeros(mask.shape) if logp_old is None else logp_old.detach().to(softmax.wide, copy=True)
@@ -182,7 +182,8 @@ def sees_other_tokens(recipe: Recipe, *, on_policy: bool) -> bool:
     def slope_of_first(logp: Tensor) -> Tensor:
         leaf = logp.clone().requires_grad_()
         mask = torch.ones_like(leaf)
-        loss = recipe(leaf, leaf.detach() if on_policy else old, ref, advantages, mask, logp_sampler=sampler).loss
+        policies = (leaf, leaf.detach() if on_policy else old, ref)
+        loss = recipe(*policies, advantages, mask, logp_sampler=sampler, denominator=recipe.count(mask)).loss
         return torch.autograd.grad(loss, leaf)[0][:, 0]
 
     logp, others = old + change, torch.tensor([0.0, 1.0, 1.0], **on_cpu)

@@ -138,7 +138,7 @@ def _recipe(recipe: Recipe) -> str:
         "divergence": f"{recipe.divergence}, {locate(f'divergences:DIVERGENCES[{recipe.divergence}]')}",
         "on-policy": str(recipe.on_policy or "the gradient of no known objective"),
         "off-policy": str(recipe.off_policy or "the gradient of no known objective"),
-        "level": f"objectives at {recipe.measured_at} level",
+        "exact under": recipe.exact_under,
         "choices": ", ".join(choices),
         "check": f"rpg-ref verify {recipe.name}",
     }

@@ -22,6 +22,9 @@ TERMS: Table[str] = Table(
 
 GAINS = ("reward", "entropy")
 
+SAMPLE_OF = {"token": "token", "sequence": "response"}
+"""The levels of an objective, and the sample each takes an expectation over."""
+
 
 @dataclass(frozen=True)
 class Objective:
@@ -30,7 +33,8 @@ class Objective:
     Attributes:
         terms: coefficient by name, names from TERMS; an absent name is 0. An entropy bonus and a penalty are positive.
         level: "token" (the frozen-history objective: each state reached by π_old is a bandit whose reward is the
-            expected one when π_old continues) or "sequence" (the whole response is one action).
+            expected one when π_old continues), printed "per token"; or "sequence" (the whole response is one action),
+            printed "per response".
 
     Raises:
         ValueError: a name is unknown, or the level is neither.
@@ -45,7 +49,7 @@ class Objective:
         """Check the names and keep a copy of the terms."""
         for name in self.terms:
             TERMS.check(name)
-        if self.level not in ("token", "sequence"):
+        if self.level not in SAMPLE_OF:
             raise ValueError(f"level must be 'token' or 'sequence', got {self.level!r}; choose one of the two")
         object.__setattr__(self, "terms", dict(self.terms))
 
@@ -54,7 +58,7 @@ class Objective:
         return hash((frozenset(self.terms.items()), self.level))
 
     def __str__(self) -> str:
-        """Return the formula, such as ``E[R] − 0.04·KL(π‖ref)``."""
+        """Return the formula and its level, such as ``E[R] − 0.04·KL(π‖ref) per token``."""
         text = ""
         for name, c in self.terms.items():
             if c == 0:
@@ -62,4 +66,4 @@ class Objective:
             sign = "+" if (c > 0) == (name in GAINS) else "−"
             factor = "" if abs(c) == 1 else f"{abs(c):.3g}·"
             text += f" {sign} {factor}{TERMS[name]}"
-        return text.removeprefix(" + ").strip() or "0"
+        return f"{text.removeprefix(' + ').strip() or '0'} per {SAMPLE_OF[self.level]}"

@@ -12,7 +12,7 @@ from jaxtyping import Bool, Float, Shaped
 from torch import Tensor
 
 from rpg_ref.advantages import BASELINES
-from rpg_ref.aggregation import AGGREGATIONS, aggregate, count
+from rpg_ref.aggregation import AGGREGATIONS, CONSTANT_REMEDY, EXACT_UNDER, aggregate, count
 from rpg_ref.checks import Table, check_log_probs, check_mask, check_number, check_tensor
 from rpg_ref.clipping import DualClip, bounded_loss, clipped_loss, clipped_loss_as_printed, region
 from rpg_ref.cpgd_pmd import cpgd_loss, pmd_mean_loss
@@ -94,6 +94,7 @@ class Recipe:
         baseline: the advantage meant for it, a name in BASELINES.
         critic: whether the advantages are a learned critic's, one per token, which no baseline gives.
         aggregation: a name in AGGREGATIONS.
+        needs_denominator: whether a call without ``denominator`` is refused, since the method divides by a constant.
         sampler: with ``logp_sampler``, each loss is multiplied by π_old/π_sampler within this bound, a constant.
 
     Raises:
@@ -118,6 +119,7 @@ class Recipe:
     baseline: str = "group_mean"
     critic: bool = False
     aggregation: str = "token-mean"
+    needs_denominator: bool = False
     sampler: WeightBound = WeightBound()
 
     def __post_init__(self) -> None:
@@ -166,6 +168,11 @@ class Recipe:
         return Objective({"reward": 1.0, **terms, **bonus}, self.measured_at)
 
     @property
+    def exact_under(self) -> str:
+        """The denominator under which ``on_policy`` and ``off_policy`` are exact for any lengths, if there is one."""
+        return EXACT_UNDER[self.level if self.level in EXACT_UNDER else self.aggregation]
+
+    @property
     def measured_at(self) -> str:
         """The level of the objectives, "token" or "sequence"."""
         return self.objective_level or LEVELS[self.level].objective
@@ -203,10 +210,13 @@ class Recipe:
             LossOutput(loss, metrics).
 
         Raises:
-            ValueError: shapes or dtypes do not fit; nothing is unmasked and no denominator is given.
+            ValueError: shapes or dtypes do not fit; nothing is unmasked and no denominator is given, or the recipe
+                needs one.
 
         Source: paper §3–4, Algorithms 1 and 2.
         """
+        if self.needs_denominator and denominator is None:
+            raise ValueError(f"recipe {self.name!r} divides by a constant and denominator is None; {CONSTANT_REMEDY}")
         loss, alive, metrics = self.per_sample(logp, logp_old, logp_ref, advantages, mask, logp_sampler)
         total = aggregate(loss, alive, self.aggregation, denominator=denominator)
         return LossOutput(total.to(at_least_float32(logp).dtype), metrics)
@@ -331,8 +341,8 @@ _ROWS = [
     _bare("ppo", baseline="none", critic=True, aggregation="token-mean"),
     # Yu et al. 2025, Eqs. 8–12.
     _bare("dapo", clip=DualClip(low=0.2, high=0.28, dual=math.inf), aggregation="token-mean"),
-    # Liu et al. 2025 (Understanding R1-Zero-like training), §3: no std; pass a constant denominator.
-    _bare("dr-grpo", baseline="group_mean", aggregation="seq-mean-token-sum"),
+    # Liu et al. 2025 (Understanding R1-Zero-like training), §3: no std, and a constant denominator.
+    _bare("dr-grpo", baseline="group_mean", aggregation="seq-mean-token-sum", needs_denominator=True),
     # Zheng et al. 2025, Eqs. 5–7 and §5.1.
     _bare("gspo", clip=DualClip(low=3e-4, high=4e-4, dual=math.inf), level="geometric", off_policy_reward=False),
     # MiniMax 2025 (M1), Eqs. 4–5, no lower bound; the upper one of Khatri et al. 2025 (ScaleRL).

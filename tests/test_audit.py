@@ -16,7 +16,7 @@ import torch
 from rpg_ref import RECIPES, Objective, k3
 from rpg_ref.audit.picture import draw
 from rpg_ref.audit.run import Row, Unavailable, audit, cases_of, function_at, is_step, same_objective
-from rpg_ref.audit.table import changes, describe, markdown_table, record, text_table, write
+from rpg_ref.audit.table import changes, markdown_table, record, text_table, write
 from rpg_ref.audit.targets import TARGETS, Case
 from rpg_ref.cli import main
 
@@ -74,10 +74,12 @@ def test_what_vanishes_on_policy_need_not_be_found_there(tmp_path):
 
 
 def test_the_tables(audited):
-    text, markdown = text_table("lib 1.0", audited), markdown_table("lib 1.0", audited)
-    for table in (text, markdown):
-        assert table.startswith("lib 1.0: of 4 settings 1 are as documented on-policy, 1 in both regimes.")
-        assert "E[R] − 0.04·KL(π‖ref) ✓" in table and "E[R] − 0.04·KL(ref‖π) ✗" in table and "none ✗" in table
+    table = record("lib 1.0", audited)
+    text, markdown = text_table(table), markdown_table(table)
+    for shown in (text, markdown):
+        assert shown.startswith("lib 1.0: of 4 settings 1 are as documented on-policy, 1 in both regimes.")
+        assert "E[R] − 0.04·KL(π‖ref) per token ✓" in shown and "none ✗" in shown
+        assert "E[R] − 0.04·KL(ref‖π) per token ✗" in shown
     lines = markdown.splitlines()
     assert {line.count(" | ") for line in lines[2:8] if "piped" not in line} == {5}
     assert "constant \\| piped" in markdown and "error" in text
@@ -96,7 +98,7 @@ def test_json_and_what_changed(audited):
     other["cases"].pop()
     assert changes(table, other) == [
         "constant | piped is gone",
-        "corrected, off-policy: E[R] − 0.04·KL(π‖ref) is published, E[R] − 0.05·KL(π‖ref) found",
+        "corrected, off-policy: E[R] − 0.04·KL(π‖ref) per token is published, E[R] − 0.05·KL(π‖ref) per token found",
     ]
     assert changes(other, table)[0] == "constant | piped is not published"
     single = json.loads(json.dumps(table))
@@ -108,11 +110,35 @@ def test_json_and_what_changed(audited):
     assert said.startswith("corrected, on-policy: ") and said.endswith(" is published as documented, now none")
 
 
-def test_a_cell_says_what_is_neither(audited):
-    finding = audited[1].report.off_policy
-    assert describe(dataclasses.replace(finding, residual=math.inf)) == "not finite"
-    assert describe(dataclasses.replace(finding, residual=5e-5)) == "undecided"
-    assert describe(finding) == "none"
+@pytest.mark.parametrize(("residual", "cell"), [(math.inf, "not finite ✗"), (5e-5, "undecided ✗"), (0.04, "none ✗")])
+def test_a_cell_says_what_is_neither(audited, residual, cell):
+    report = audited[1].report
+    finding = dataclasses.replace(report.off_policy, residual=residual)
+    row = dataclasses.replace(audited[1], report=dataclasses.replace(report, off_policy=finding))
+    table = record("lib", [row])
+    assert f"| {cell} | " in markdown_table(table) and f" / {residual:.0e} " in text_table(table)
+
+
+PUBLISHED = sorted((Path(__file__).parents[1] / "docs/audit").glob("*.json"))
+
+
+@pytest.mark.parametrize("path", PUBLISHED, ids=lambda path: path.stem)
+def test_a_published_page_is_what_its_json_says(path):
+    """Every objective with its level: two of different levels never print the same words."""
+    table = json.loads(path.read_text())
+    assert path.with_suffix(".md").read_text() == markdown_table(table) + "\n"
+    assert changes(table, table) == []
+    cells = [cell for line in markdown_table(table).splitlines()[4:] for cell in line.split(" | ")[1:4]]
+    assert all(" per token" in cell or " per response" in cell for cell in cells if "E[R]" in cell)
+
+
+def test_a_table_keeps_the_level_of_an_objective(audited):
+    """A case found at the other level has changed, and says so."""
+    table = record("lib 1.0", audited[:1])
+    other = json.loads(json.dumps(table))
+    other["cases"][0]["level"] = "sequence"
+    found = "E[R] − 0.04·KL(π‖ref) per token is published, E[R] − 0.04·KL(π‖ref) per response found"
+    assert f"corrected, off-policy: {found}" in changes(table, other)
 
 
 def test_a_checkout_without_git_goes_by_its_folder(tmp_path, monkeypatch):
@@ -131,6 +157,7 @@ def test_a_checkout_without_git_goes_by_its_folder(tmp_path, monkeypatch):
 def test_objectives_are_compared_to_single_precision():
     nearly = Objective({"reward": 1.0, "reverse_kl": 0.04 * (1 + 1e-5), "entropy": 1e-9})
     assert same_objective(PENALISED, nearly) and same_objective(None, None)
+    assert not same_objective(REWARD, Objective({"reward": 1.0}, "sequence"))
     assert not same_objective(PENALISED, None) and not same_objective(REWARD, PENALISED)
     assert not same_objective(PENALISED, Objective({"reward": 1.0, "reverse_kl": 0.0401}))
 
@@ -170,7 +197,7 @@ def losses(tmp_path):
 
 def test_a_function_of_a_file(losses, capsys, tmp_path):
     assert main(["audit", f"{losses}:right"]) == 0
-    assert capsys.readouterr().out.startswith("on-policy: E[R] (residual ")
+    assert capsys.readouterr().out.startswith("on-policy: E[R] per token (residual ")
     assert main(["audit", f"{losses}:right", "--json", "--level", "sequence"]) == 0
     assert json.loads(capsys.readouterr().out)["cases"][0]["level"] == "sequence"
     assert not is_step(function_at(f"{losses}:right")) and is_step(function_at(f"{losses}:step"))
@@ -180,7 +207,7 @@ def test_a_function_of_a_file(losses, capsys, tmp_path):
     losses.write_text(LOSSES.replace("-torch.where", "torch.where"))
     capsys.readouterr()
     assert main(["audit", f"{losses}:right", "--check", str(table)]) == 1
-    assert "on-policy: E[R] is published, − E[R] found" in capsys.readouterr().err
+    assert "on-policy: E[R] per token is published, − E[R] per token found" in capsys.readouterr().err
 
 
 @pytest.mark.parametrize(

@@ -193,6 +193,25 @@ def test_what_the_quadratic_misses_is_of_third_order(name):
 # Natural gradient ----------------------------------------------------------------------------------------------------
 
 
+@pytest.mark.parametrize("name", ["fkl", "rkl", "chi2"])
+def test_to_second_order_the_objective_has_the_curvature_of_the_reward_too(name):
+    """J(θ + hΔ) − J = h∇J·Δ + ½h²[Cov(R, (Δ − Δ̄)²) − βf″(1)ΔᵀFΔ] + O(h³) on a softmax, at any β."""
+    logits, delta, reward = np.array([[0.4, -0.3, 0.8]]), np.array([0.7, -1.0, 0.5]), np.array([1.0, -0.5, 0.2])
+    p = numpy_oracle.softmax(logits[0])
+    F = np.diag(p) - np.outer(p, p)
+    J = numpy_oracle.bandit_objective(name, 0.7, reward, p)
+    centred = (delta - p @ delta) ** 2
+    covariance = p @ (reward * centred) - (p @ reward) * (p @ centred)
+    slope, bend = delta @ F @ reward, covariance - 0.7 * CURVATURE[name] * (delta @ F @ delta)
+
+    def missed(h, bend):
+        return J(logits[0] + h * delta) - J(logits[0]) - h * slope - h**2 * bend / 2
+
+    right, without = ([missed(h, x) for h in (0.02, 0.01)] for x in (bend, bend - covariance))
+    assert right[0] / right[1] == pytest.approx(8, rel=0.1)
+    assert without[0] / without[1] == pytest.approx(4, rel=0.1) and abs(without[0]) > 1e-6
+
+
 def natural_step(shape, logits, reward, scale):
     """F⁺∇J/scale, ∇J and F; F is singular, as a constant added to a state's logits changes nothing."""
     probability, score = scores(shape, logits)

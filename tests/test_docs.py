@@ -7,6 +7,7 @@ import pytest
 
 from proofs import CLAIMS
 from rpg_ref import RECIPES
+from rpg_ref.audit.denominator import BIAS, bias
 
 ROOT = Path(__file__).parents[1]
 README = (ROOT / "README.md").read_text()
@@ -68,6 +69,16 @@ def test_the_tables_of_recipes():
         recipe = RECIPES[name]
         on, _, off = declared.partition("; off-policy ")
         assert on == str(recipe.on_policy) and (off or on) == str(recipe.off_policy or "no known objective")
+
+
+@pytest.mark.parametrize("name", list(dict.fromkeys(recipe.name for recipe in RECIPES.values())))
+def test_the_bias_in_a_table_is_the_recipes(name):
+    """On both pages where a row stands; and below each table, what the number is."""
+    printed = f"as declared  {str(bias(RECIPES[name])):<13}  "
+    for text in (README, (ROOT / "docs/recipes.md").read_text()):
+        rows = [line for line in text.splitlines() if line.startswith(f"{name} ") and "as declared" in line]
+        assert all(printed in row for row in rows)
+        assert " ".join(f"{BIAS}.".split()) in " ".join(text.split())
 
 
 @pytest.mark.parametrize("page", PAGES, ids=lambda page: page.name)

@@ -175,6 +175,31 @@ def test_from_groups_of_four_division_by_std_favours_hard_and_easy_problems():
     assert ratios[0] > 1.04 and ratios == sorted(ratios) and ratios[-1] == pytest.approx(5 / 3, rel=0.01)
 
 
+def test_division_by_std_is_a_constant_for_pairs_and_triples_alone():
+    """(G − 1)/√G as ρ → 0, and below 2(G − 1)/G at ½, which is no more than that: no constant from G = 4 on."""
+    for size in range(4, 41):
+        rare, even = std_factor(1e-9, size), std_factor(0.5, size)
+        assert rare == pytest.approx((size - 1) / math.sqrt(size), rel=1e-6)
+        assert even < 2 * (size - 1) / size <= (size - 1) / math.sqrt(size) * (1 + 1e-15)
+        # With the population's deviation both are √(G/(G − 1)) times this.
+        population = math.sqrt(size / (size - 1))
+        assert population * rare == pytest.approx(math.sqrt(size - 1), rel=1e-6)
+        assert population * even < 2 * math.sqrt((size - 1) / size)
+        assert rare - even > 0.05
+
+
+@pytest.mark.parametrize("size", [2, 3, 4, 5])
+def test_off_policy_the_factor_is_that_of_the_samplers_chance(size):
+    """∇ρ_θ times a factor of ρ_old, which tends to 1/√(ρ_old(1 − ρ_old)): not the arcsine of ρ_θ."""
+    right = np.array([0.0, 1.0, 1.0])
+    found, _ = ascent(P, Q, right, size, "group_std")
+    chance_old, chance = Q @ right, P @ right
+    assert np.abs(found - std_factor(chance_old, size) * reward_gradient(P, right)).max() < 1e-15
+    if size > 3:
+        assert np.abs(found - std_factor(chance, size) * reward_gradient(P, right)).max() > 1e-4
+    assert std_factor(chance_old, 512) == pytest.approx(1 / math.sqrt(chance_old * (1 - chance_old)), rel=3e-3)
+
+
 def test_division_by_std_of_other_rewards_is_no_rescaling_even_in_pairs():
     """A pair's advantages are ±1/√2, whatever the distance of its rewards."""
     found, _ = ascent(P, P, R, 2, "group_std")
@@ -340,6 +365,19 @@ def test_dropping_uniform_groups_multiplies_the_reward_gradient_by_one_over_the_
     assert chance == pytest.approx(1 - 0.4**size - 0.6**size, rel=1e-14)
     assert np.abs(kept - whole / chance).max() < 1e-15
     whole, kept = (ascent(P, Q, ONE_ZERO, size, "none", keep=keep)[0] for keep in (None, mixed))
+    assert np.abs(kept - whole / chance).max() > 1e-2
+
+
+@pytest.mark.parametrize("reward", [R, np.array([1.0, 1.0, 0.0]), np.array([2.0, -1.0, 2.0])])
+def test_dropping_uniform_groups_needs_a_baseline_that_is_zero_on_them(reward):
+    """Any reward: 1/P_old(keep), off-policy; and without a baseline another gradient, not only another length."""
+    for baseline in ("group_mean", "leave_one_out", "group_std"):
+        whole, _ = ascent(P, Q, reward, 3, baseline)
+        kept, chance = ascent(P, Q, reward, 3, baseline, keep=mixed)
+        uniform = sum(Q[reward == value].sum() ** 3 for value in set(reward))
+        assert chance == pytest.approx(1 - uniform, rel=1e-14)
+        assert np.abs(kept - whole / chance).max() < 1e-15
+    whole, kept = (ascent(P, Q, reward, 3, "none", keep=keep)[0] for keep in (None, mixed))
     assert np.abs(kept - whole / chance).max() > 1e-2
 
 

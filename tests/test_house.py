@@ -46,6 +46,7 @@ PIPELINE = [
     "integrations.verl",
     "ledger",
     "audit.statements",
+    "audit.denominator",
     "audit.verify",
     "audit.targets",
     "audit.targets.stand_ins",

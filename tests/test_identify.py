@@ -278,7 +278,7 @@ def test_no_known_objective_in_either_regime():
     report = identify(lambda p, q, r, A, mask: masked_mean(ppo(p, q, A) + (p - r) ** 4, mask))
     assert report.on_policy.objective is None and report.off_policy.objective is None
     assert str(report).count("the gradient of no known objective") == 2
-    assert str(report).count("its reward part is that of E[R]") == 2
+    assert str(report).count("its reward part is that of E[R] per token") == 2
 
 
 def test_the_normaliser_is_separated():
@@ -289,7 +289,7 @@ def test_the_normaliser_is_separated():
 
 def test_a_loss_that_descends_the_reward():
     report = identify(lambda *batch: -RECIPES["rpg-urkl"](*batch).loss)
-    assert str(report.off_policy.objective) == "− E[R] + 0.0001·KL(π‖ref)"
+    assert str(report.off_policy.objective) == "− E[R] + 0.0001·KL(π‖ref) per token"
 
 
 def test_a_loss_without_a_reward():
@@ -330,7 +330,9 @@ def test_a_sequence_objective_is_recognised_at_token_level():
 
     report = identify(loss)
     assert report.off_policy.objective is None
-    assert any("off-policy, it is an objective at sequence level: E[R]" in hazard for hazard in report.hazards)
+    assert any(
+        "off-policy, it is an objective at sequence level: E[R] per response" in hazard for hazard in report.hazards
+    )
     assert_gradient(loss, level="sequence", reward=1.0)
 
 

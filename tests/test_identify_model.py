@@ -393,7 +393,7 @@ def test_whitened_advantages_in_a_step():
 def test_what_a_missing_temperature_hides_is_told():
     report = identify_model(without_temperature)
     assert report.on_policy.objective is None
-    assert "with a batch of temperature 1 it is on-policy: E[R] − 0.04·KL(π‖ref)" in report.faults[1]
+    assert "with a batch of temperature 1 it is on-policy: E[R] − 0.04·KL(π‖ref) per token" in report.faults[1]
 
 
 def test_an_exact_entropy_bonus():

@@ -87,6 +87,8 @@ def recipes(draw, of=CASES) -> Recipe:
 def evaluate(recipe: Recipe, logps, advantage, mask, **choices):
     """(loss, ∂loss/∂log π_θ, metrics)."""
     leaf = logps[0].clone().requires_grad_()
+    if recipe.needs_denominator:
+        choices = {"denominator": recipe.count(mask)} | choices
     out = recipe(leaf, *logps[1:], advantage, mask, **choices)
     return out.loss.detach(), torch.autograd.grad(out.loss, leaf)[0], out.metrics
 

@@ -97,7 +97,7 @@ def test_explain_says_where_everything_is(name):
 
 def test_explain_a_recipe():
     text = explain("grpo")
-    assert "E[R] − 0.04·KL(ref‖π)" in text and "the gradient of no known objective" in text
+    assert "E[R] − 0.04·KL(ref‖π) per token" in text and "the gradient of no known objective" in text
     assert "rpg_ref/ppo.py" in text and "(ppo:grpo_loss)" in text and "DualClip(low=0.2, high=0.2, dual=inf)" in text
     assert "grpo_on_policy: claim" in text and "python -m proofs grpo_on_policy" in text
     assert explain("rpg-urkl-clip") == explain("rpg-reinforce-urkl-clip")

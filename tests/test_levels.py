@@ -1,6 +1,8 @@
 """The four levels, by enumerating every response: chain rules, what each gradient is, and what it is not."""
 
 import dataclasses
+import math
+from functools import partial
 
 import numpy as np
 import numpy_oracle
@@ -9,10 +11,19 @@ import torch
 from divergence_facts import FACTS
 from hypothesis import given
 from hypothesis import strategies as st
+from numpy_oracle import softmax
 from strategies import CHAIN_NAMES, Tree, chain_names, floats, paper_names, rewards, trees
 from torch.testing import assert_close
 
-from rpg_ref import DIVERGENCES, RECIPES, differentiable_loss, entropy_loss, per_decision_loss
+from rpg_ref import (
+    DIVERGENCES,
+    RECIPES,
+    DualClip,
+    WeightBound,
+    differentiable_loss,
+    entropy_loss,
+    per_decision_loss,
+)
 from rpg_ref.audit import oracle
 from rpg_ref.objective import Objective
 
@@ -186,35 +197,102 @@ def test_the_prefix_weights_variance_is_lower_or_higher():
     assert min(ratios) < 0.1 and max(ratios) > 1.2, ratios
 
 
-def expected_gradient(recipe, tree, sampler, **logp_sampler):
-    """Of the recipe's loss when ``sampler`` drew the responses, each a batch of one."""
+def expected_gradient(recipe, tree, drawn_from, *, old=None, sampler=None):
+    """Of the recipe's loss over all responses, weighed as ``drawn_from`` draws them; tables of log-probabilities."""
     enumeration, leaf, tables, logps = policies(tree)
-    chance = oracle.token_logp(enumeration, sampler).sum(1).exp()
-    losses = []
-    for n in range(len(chance)):
-        row = slice(n, n + 1)
-        given_sampler = {name: x[row] for name, x in logp_sampler.items()}
-        inputs = (*(x[row] for x in logps), torch.tensor(tree.reward[row]), enumeration.mask[row])
-        losses.append(recipe(*inputs, denominator=1.0, **given_sampler).loss)
-    g = oracle.flat_gradient((chance * torch.stack(losses)).sum(), [leaf])
-    as_if = oracle.Policies(tables.current, sampler, tables.ref)
-    of_sampler = Objective(dict(recipe.off_policy.terms), recipe.measured_at)
-    return g, oracle.gradient(of_sampler, enumeration, as_if, torch.tensor(tree.reward), [leaf])
+    of = partial(oracle.token_logp, enumeration)
+    logp_old = logps.old if old is None else of(old)
+    A, mask = torch.tensor(tree.reward), enumeration.mask
+    # A batch's loss is the sum of its responses' by a constant denominator: a row's slope is that of its own loss.
+    token = logps.current.detach().requires_grad_()
+    drift = None if sampler is None else of(sampler)
+    loss = recipe(token, logp_old, logps.ref, A, mask, logp_sampler=drift, denominator=1.0).loss
+    slope = oracle.flat_gradient(loss, [token]).view_as(token)
+    return oracle.flat_gradient((of(drawn_from).sum(1).exp()[:, None] * slope * logps.current).sum(), [leaf])
 
 
-@pytest.mark.parametrize("shape", [EQUAL, UNEVEN])
-@pytest.mark.parametrize("name", ["rpg-urkl", "rpg-reinforce-fkl", "rpg-rkl-prefix", "rpg-ufkl-prefix"])
+NEAR = 0.05
+"""log w is at most about a tenth: no row but GSPO's clips anything."""
+
+
+def three_policies(shape, seed=0):
+    """A tree whose π_θ is near π_old, and a sampler far from both."""
+    tree = drawn(shape, seed)
+    tree = tree._replace(logits=tree.old + NEAR * tree.logits)
+    rng = np.random.default_rng(seed + 1)
+    return tree, torch.tensor(tree.old).log_softmax(-1), torch.tensor(rng.normal(size=tree.old.shape)).log_softmax(-1)
+
+
+def apart(a, b):
+    return float((a - b).norm() / b.norm())
+
+
+DEEP = [(3, 3, 1), (2, 4, 0)]
+ROWS = list(dict.fromkeys(row.name for row in RECIPES.values()))
+
+
+@pytest.mark.parametrize("shape", DEEP)
+@pytest.mark.parametrize("name", ROWS)
+def test_the_samplers_correction_restores_the_expectation_of_responses_and_prefixes_alone(name, shape):
+    """E_s[SG(q/s)·ℓ] = E_q[ℓ] needs the ratio of everything that ℓ depends on: a token's is not enough."""
+    tree, old, sampler = three_policies(shape)
+    recipe = dataclasses.replace(RECIPES[name], beta=0.3)
+    exact = expected_gradient(recipe, tree, old)
+    error = apart(expected_gradient(recipe, tree, sampler, sampler=sampler), exact)
+    if recipe.level in ("prefix", "sequence"):
+        assert error < 1e-13
+        assert apart(expected_gradient(recipe, tree, sampler), exact) > 1e-2
+    else:
+        assert error > 1e-2
+
+
+# Each sample's coefficient of ∇log π_θ is a multiple of 1/π_old, where nothing is clipped.
+LINEAR = [x for x in ROWS if x.startswith("rpg")] + ["grpo-corrected", "ppo", "dapo", "dr-grpo", "cispo"]
+
+
+def unclipped(name):
+    """A row that clips no ratio and cuts no weight, summed over tokens, at β = 0.3 if it has a penalty."""
+    row = RECIPES[name]
+    row = dataclasses.replace(row, beta=0.3 if row.beta else 0.0, aggregation="token-mean")
+    if row.clip is not None:
+        row = dataclasses.replace(row, clip=DualClip(low=1 - 1e-12, high=1e12, dual=math.inf))
+    return row if row.bound is None else dataclasses.replace(row, bound=WeightBound())
+
+
+@pytest.mark.parametrize("shape", DEEP)
+@pytest.mark.parametrize("name", ROWS)
+def test_unclipped_the_correction_puts_the_sampler_in_the_old_policys_place_where_the_coefficient_is_linear(
+    name, shape
+):
+    """For the others, whose loss uses π_old otherwise, it does not: the gradient is then that of neither policy."""
+    tree, _, sampler = three_policies(shape)
+    recipe = unclipped(name)
+    found = expected_gradient(recipe, tree, sampler, sampler=sampler)
+    renamed = expected_gradient(recipe, tree, sampler, old=sampler)
+    if name in LINEAR:
+        assert apart(found, renamed) < 1e-12
+    elif name != "gspo":
+        assert apart(found, renamed) > 1e-2
+    if name in LINEAR and recipe.off_policy is not None:
+        enumeration, leaf, tables, _ = policies(tree)
+        as_if = oracle.Policies(tables.current, sampler, tables.ref)
+        objective = Objective(dict(recipe.off_policy.terms), recipe.measured_at)
+        of_sampler = oracle.gradient(objective, enumeration, as_if, torch.tensor(tree.reward), [leaf])
+        assert apart(-found, of_sampler) < 1e-12
+
+
+@pytest.mark.parametrize("shape", [EQUAL, *DEEP])
+@pytest.mark.parametrize("name", ["fkl", "ufkl", "rkl", "urkl"])
 def test_with_a_fourth_policy_as_sampler_the_correction_restores_exactness(shape, name):
-    """J of the responses that the sampler draws: at prefix level of all, at token level of the histories it reaches."""
-    tree = drawn(shape)
-    enumeration, _, _, _ = policies(tree)
-    sampler = torch.tensor(np.random.default_rng(1).normal(size=tree.old.shape)).log_softmax(-1)
-    recipe = RECIPES[name]
-    logp_sampler = oracle.token_logp(enumeration, sampler)
-    corrected, exact = expected_gradient(recipe, tree, sampler, logp_sampler=logp_sampler)
-    assert_close(-corrected, exact, rtol=1e-12, atol=1e-13)
-    plain, _ = expected_gradient(recipe, tree, sampler)
-    assert (plain + exact).norm() > 1e-2 * exact.norm()
+    """By the NumPy oracle: J over responses at prefix level; at token level the sampler's frozen-history objective."""
+    tree, _, sampler = three_policies(shape)
+    for row, level in ((f"rpg-{name}-prefix", "sequence"), (f"rpg-{name}", "token")):
+        recipe = dataclasses.replace(RECIPES[row], beta=0.3)
+        ref, drawn_by = softmax(tree.ref), sampler.exp().numpy()
+        J = numpy_oracle.tree_objective(name, 0.3, tree.reward, drawn_by, ref, tree.shape, level)
+        exact = torch.tensor(numpy_oracle.gradient(J, tree.logits)).flatten()
+        assert apart(-expected_gradient(recipe, tree, sampler, sampler=sampler), exact) < 1e-12
+        assert apart(-expected_gradient(recipe, tree, sampler), exact) > 1e-2
 
 
 @given(tree=trees(), R=floats(3, rewards))

@@ -143,6 +143,33 @@ def test_the_gap_is_kl_to_the_optimum_and_not_from_it():
     assert abs(gap - 0.5 * DIVERGENCE["rkl"](best, p)) > 0.1
 
 
+def test_the_gap_to_an_optimum_on_the_boundary():
+    """R = ±3, r = ½, β = 1: π* = (1, 0), λ = 1. The gap from r is 2, of which the Bregman divergence is 1."""
+    ref, reward = np.full(2, 0.5), np.array([3.0, -3.0])
+    best, lagrange = optimum("chi2", reward, ref, 1.0)
+    assert best == pytest.approx([1.0, 0.0], abs=1e-12) and lagrange == pytest.approx(1.0, abs=1e-9)
+    assert value_chi2(best, reward, ref, 1.0) - value_chi2(ref, reward, ref, 1.0) == pytest.approx(2.0, abs=1e-9)
+    assert GAP["chi2"](ref, best, ref) == pytest.approx(1.0, abs=1e-9)
+
+
+def value_chi2(p, reward, ref, beta):
+    return p @ reward - beta * ((p - ref) ** 2 / ref).sum()
+
+
+@given(bandit=bandits(), beta=st.sampled_from([0.04, 0.5, 1.0]))
+def test_an_action_given_up_adds_what_it_falls_short(bandit: Bandit, beta):
+    """J(π*) − J(π) = β·Bregman + Σ_{π* = 0} π·(λ + β·f′(0) − R), no term negative; f′(0) = −2 for χ²."""
+    ref, p = reference(bandit), numpy_oracle.softmax(bandit.logits)
+    best, lagrange = optimum("chi2", bandit.reward, ref, beta)
+    given_up = best == 0
+    short = lagrange - 2 * beta - bandit.reward
+    size = 1 + np.abs(bandit.reward).max() + beta * ((1 + ref.sum()) / ref.min())
+    assert (short[given_up] >= -1e-9 * size).all()
+    found = value_chi2(best, bandit.reward, ref, beta) - value_chi2(p, bandit.reward, ref, beta)
+    bregman = beta * GAP["chi2"](p, best, ref)
+    assert abs(found - bregman - (p * short)[given_up].sum()) < 1e-9 * size
+
+
 # A moving reference --------------------------------------------------------------------------------------------------
 
 

@@ -26,7 +26,7 @@ from rpg_ref import (
     grpo_loss,
     reinforce_loss,
 )
-from rpg_ref.audit.statements import STATED
+from rpg_ref.audit.statements import HELD_TO, STATED
 from rpg_ref.audit.verify import verify
 from rpg_ref.cli import main
 
@@ -277,6 +277,22 @@ def looks_around_far_off(logp, old, *rest, **choices):
     return (1 + excess) * differentiable_loss(logp, old, *rest, **choices)
 
 
+def test_verify_says_what_a_loss_was_held_to(capsys, monkeypatch):
+    """The ok of a loss that is not of this package does not look like that of one that is."""
+    foreign = with_loss(URKL, lambda *a, **k: differentiable_loss(*a, **k))
+    clipped = with_loss(CLIPPED, lambda *a, clip, **k: CLIPPED.loss(*a, clip=clip, **k))
+    rows = {"statement": verify(URKL), "itself": verify(foreign), "Algorithm 2": verify(clipped)}
+    for name, row in rows.items():
+        assert row.ok and row.held_to == name and f"held to {HELD_TO[name]}" in row.verdict
+    monkeypatch.setitem(RECIPES, "rpg-urkl", foreign)
+    assert main(["verify", "rpg-urkl", "rloo"]) == 0
+    printed = capsys.readouterr().out
+    head, first, second, *notes = printed.splitlines()
+    at = head.index("held to")
+    assert first[at:].split() == ["itself", "ok"] and second[at:].split() == ["statement", "ok"]
+    assert f"itself: {HELD_TO['itself']}" in " ".join(notes) and "Algorithm 2" not in printed
+
+
 def test_a_foreign_loss_is_held_to_its_own_gradient(monkeypatch):
     assert verify(with_loss(URKL, lambda *a, **k: differentiable_loss(*a, **k))).ok
     assert not verify(with_loss(URKL, nan_where(lambda logp, old: (logp - old).detach() > 1))).ok
@@ -310,7 +326,7 @@ def test_the_module_is_the_command(capsys, monkeypatch):
 def test_the_command(capsys):
     assert main(["verify", "grpo", "rpg-urkl", "rpg-urkl"]) == 0
     table = capsys.readouterr().out.splitlines()
-    assert len(table) == 3 and table[1].split()[0] == "grpo" and "no known objective" in table[1]
+    assert table[3] == "" and table[1].split()[0] == "grpo" and "no known objective" in table[1]
     assert main(["verify", "--json", "grpo", "--seed", "3"]) == 0
     (record,) = json.loads(capsys.readouterr().out)
     assert record["ok"] and record["declared"]["off_policy"] is None

@@ -262,7 +262,8 @@ def accumulate(
         part.add(entropy, out.entropy)
     logp, entropy = ranks.total(torch.stack([logp, entropy]))
     old = logp if logp_old is None else logp_old
-    loss, metrics = recipe(logp, old, logp_ref, advantage, batch.mask, logp_sampler=correction)
+    policies = (logp, old, logp_ref)
+    loss, metrics = recipe(*policies, advantage, batch.mask, logp_sampler=correction, denominator=denominator)
     return {
         "loss": loss.item(),
         **{name: x.item() for name, x in metrics.items()},

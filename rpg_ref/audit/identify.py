@@ -15,6 +15,7 @@ from rpg_ref.audit.oracle import Policies, flat_gradient, gradient, token_logp
 from rpg_ref.audit.population import Loss, Population, as_loss, population, scalar_of
 from rpg_ref.audit.probes import probe
 from rpg_ref.objective import TERMS, Objective
+from rpg_ref.recipes import Recipe
 
 FIT = 1e-8
 """Largest residual of a fit."""
@@ -213,7 +214,8 @@ def identify(loss_fn: Loss, *, level: str = "token", seed: int = 0) -> Report:
 
     Args:
         loss_fn: loss_fn(logp, logp_old, logp_ref, advantages, mask), log-probs and mask [B, T], advantages [B], or
-            [B, T] where it does not take [B]; a Recipe is one. It returns a scalar to minimise, or a LossOutput.
+            [B, T] where it does not take [B]; a Recipe is one, called with a constant denominator if it needs one. It
+            returns a scalar to minimise, or a LossOutput.
         level: of the terms it is compared with, "token" or "sequence".
         seed: of the policies.
 
@@ -226,7 +228,10 @@ def identify(loss_fn: Loss, *, level: str = "token", seed: int = 0) -> Report:
 
     Source: ours; the terms are those of TERMS.
     """
-    batch, loss = population(seed), as_loss(loss_fn)
+    batch = population(seed)
+    if isinstance(loss_fn, Recipe) and loss_fn.needs_denominator:
+        loss_fn = partial(loss_fn, denominator=float(len(batch.rows)))
+    loss = as_loss(loss_fn)
     report = find(partial(descent, loss, batch), batch, level)
     faults, hazards = probe(loss)
     return replace(report, faults=faults, hazards=(*report.hazards, *hazards))

@@ -83,19 +83,21 @@ def _without(objective: Objective | None, names: tuple[str, ...]) -> Objective |
 
 
 def same_objective(a: Objective | None, b: Objective | None) -> bool:
-    """Return whether two objectives are one, to single precision.
+    """Return whether two objectives are one: the same level, and coefficients equal to single precision.
 
     Args:
         a: an objective, or None.
         b: the other.
 
     Returns:
-        True where both are None, or all coefficients agree.
+        True where both are None, or the levels and all coefficients agree.
 
     Source: ours.
     """
     if a is None or b is None:
         return a is b
+    if a.level != b.level:
+        return False
     pairs = [(a.terms.get(name, 0.0), b.terms.get(name, 0.0)) for name in a.terms.keys() | b.terms.keys()]
     return all(math.isclose(x, y, rel_tol=_SAME, abs_tol=_SAME**2) for x, y in pairs)
 

@@ -240,3 +240,27 @@ STATED: dict[Callable[..., Tensor], Stated] = {
 def statement_of(recipe: Recipe) -> Stated | None:
     """Return what a recipe's loss states of one sample, or None for a loss that is not of this package."""
     return STATED.get(recipe.loss, _clipped if recipe.clip is not None and recipe.clips_penalty else None)
+
+
+HELD_TO = {
+    "statement": "the loss written a second time from the definitions",
+    "Algorithm 2": "Algorithm 2, whose region the recipe states; the loss is not of this package",
+    "itself": "its own gradient in float64, which shows rounding and nothing else; the loss is not of this package",
+}
+"""What ``verify`` may compare a token's gradient with, far off-policy."""
+
+
+def held_to(recipe: Recipe) -> str:
+    """Return which of HELD_TO it is for a recipe's loss.
+
+    Args:
+        recipe: the recipe.
+
+    Returns:
+        A name in HELD_TO.
+
+    Source: ours.
+    """
+    if recipe.loss in STATED:
+        return "statement"
+    return "itself" if statement_of(recipe) is None else "Algorithm 2"

@@ -11,110 +11,110 @@ from rpg_ref.audit.picture import draw
 from rpg_ref.audit.run import Row, same_objective
 from rpg_ref.objective import Objective
 
-
-def describe(finding: Finding) -> str:
-    """Return a finding in a table's cell.
-
-    Args:
-        finding: the finding.
-
-    Returns:
-        The objective, or "none" with what is known.
-
-    Source: ours.
-    """
-    if finding.objective is not None:
-        return str(finding.objective)
-    if math.isinf(finding.residual):
-        return "not finite"
-    return "none" if finding.residual >= finding.no_fit else "undecided"
+Record = dict[str, Any]
+"""Plain values, as a JSON file holds them."""
 
 
-def _cells(row: Row, numbers: dict[str, int]) -> tuple[str, ...]:
-    documented = [str(objective) if objective else "none" for objective in row.case.documented]
-    stated = documented[0] if documented[0] == documented[1] else "; off-policy ".join(documented)
-    found, residual = ["error", "error"], ""
-    if row.findings is not None:
-        marks = ("✓" if right else "✗" for right in row.as_documented)
-        found = [f"{describe(finding)} {mark}" for finding, mark in zip(row.findings, marks, strict=True)]
-        residual = " / ".join(f"{finding.residual:.0e}" for finding in row.findings)
-    notes = " ".join(map(str, sorted(numbers.setdefault(note, len(numbers) + 1) for note in row.notes)))
-    return row.case.option, stated, *found, residual, notes
-
-
-_HEADER = ("option", "documented", "found on-policy", "found off-policy", "residual", "notes")
-
-
-def summary(library: str, rows: Sequence[Row]) -> str:
+def summary(table: Record) -> str:
     """Return one sentence on a target.
 
     Args:
-        library: its name and version.
-        rows: its rows.
+        table: a ``record``.
 
     Returns:
         The sentence.
 
     Source: ours.
     """
-    both = sum(all(row.as_documented) for row in rows)
-    first = sum(row.as_documented[0] for row in rows)
-    return f"{library}: of {len(rows)} settings {first} are as documented on-policy, {both} in both regimes."
+    right = [case["as_documented"] for case in table["cases"]]
+    first, both = sum(case["on_policy"] for case in right), sum(all(case.values()) for case in right)
+    return f"{table['library']}: of {len(right)} settings {first} are as documented on-policy, {both} in both regimes."
 
 
-def text_table(library: str, rows: Sequence[Row]) -> str:
-    """Return the table as plain text, its notes numbered below.
+def text_table(table: Record) -> str:
+    """Return a table as plain text, its notes numbered below.
 
     Args:
-        library: its name and version.
-        rows: its rows.
+        table: a ``record``.
 
     Returns:
         Text.
 
     Source: ours.
     """
-    numbers: dict[str, int] = {}
-    cells = [_HEADER, *(_cells(row, numbers) for row in rows)]
+    cells, notes = _cells(table)
     widths = [max(map(len, column)) for column in zip(*cells, strict=True)]
     lines = ["  ".join(map(str.ljust, line, widths)).rstrip() for line in cells]
-    return "\n".join([summary(library, rows), "", *lines, "", *(f"{n}  {note}" for note, n in numbers.items())])
+    return "\n".join([summary(table), "", *lines, "", *(f"{n}  {note}" for note, n in notes.items())])
 
 
-def markdown_table(library: str, rows: Sequence[Row]) -> str:
-    """Return the table as Markdown, its notes numbered below.
+def markdown_table(table: Record) -> str:
+    """Return a table as Markdown, its notes numbered below.
 
     Args:
-        library: its name and version.
-        rows: its rows.
+        table: a ``record``.
 
     Returns:
         Markdown.
 
     Source: ours.
     """
+    (header, *cells), notes = _cells(table)
+    rows = [header, ("---",) * len(header), *cells]
+    lines = ["| " + " | ".join(cell.replace("|", "\\|") for cell in row) + " |" for row in rows]
+    return "\n".join([summary(table), "", *lines, "", *(f"{n}. {note}" for note, n in notes.items())])
+
+
+_HEADER = ("option", "documented", "found on-policy", "found off-policy", "residual", "notes")
+
+
+def _cells(table: Record) -> tuple[list[tuple[str, ...]], dict[str, int]]:
+    """Return the header and the rows, and the number of each note."""
     numbers: dict[str, int] = {}
-    cells = [_HEADER, ("---",) * len(_HEADER), *(_cells(row, numbers) for row in rows)]
-    lines = ["| " + " | ".join(cell.replace("|", "\\|") for cell in line) + " |" for line in cells]
-    return "\n".join([summary(library, rows), "", *lines, "", *(f"{n}. {note}" for note, n in numbers.items())])
+    rows: list[tuple[str, ...]] = []
+    for case in table["cases"]:
+        regimes, right = case["found"].values(), case["as_documented"].values()
+        documented = [str(_objective(terms, case) or "none") for terms in case["documented"].values()]
+        stated = documented[0] if documented[0] == documented[1] else "; off-policy ".join(documented)
+        found = [_found(case, finding, as_documented) for finding, as_documented in zip(regimes, right, strict=True)]
+        residual = " / ".join(_residual(finding) for finding in regimes if finding)
+        notes = " ".join(map(str, sorted(numbers.setdefault(note, len(numbers) + 1) for note in case["notes"])))
+        rows.append((case["option"], stated, *found, residual, notes))
+    return [_HEADER, *rows], numbers
 
 
-def record(library: str, rows: Sequence[Row]) -> dict[str, Any]:
-    """Return everything that was found, ready for JSON.
+def _found(case: Record, finding: Record | None, as_documented: bool) -> str:
+    if finding is None:
+        return "error"
+    objective = _objective(finding["objective"], case)
+    nothing = "undecided" if finding.get("undecided") else "not finite" if finding["residual"] is None else "none"
+    return f"{objective or nothing} {'✓' if as_documented else '✗'}"
+
+
+def _residual(finding: Record) -> str:
+    return "inf" if finding["residual"] is None else f"{finding['residual']:.0e}"
+
+
+def _objective(terms: dict[str, float] | None, case: Record) -> Objective | None:
+    return None if terms is None else Objective(terms, case["level"])
+
+
+def record(library: str, rows: Sequence[Row]) -> Record:
+    """Return everything that was found, ready for JSON; the tables are made from this alone.
 
     Args:
         library: its name and version.
         rows: its rows.
 
     Returns:
-        A dict of plain values; what is not finite is None.
+        A dict of plain values; a number that is not finite is None.
 
     Source: ours.
     """
     return {"library": library, "cases": [_record(row) for row in rows]}
 
 
-def _record(row: Row) -> dict[str, Any]:
+def _record(row: Row) -> Record:
     regimes = dict(zip(("on_policy", "off_policy"), row.findings or (None, None), strict=True))
     documented = dict(zip(regimes, row.case.documented, strict=True))
     return {
@@ -127,17 +127,19 @@ def _record(row: Row) -> dict[str, Any]:
     }
 
 
-def _finding(finding: Finding) -> dict[str, Any]:
+def _finding(finding: Finding) -> Record:
     objective = finding.objective
     numbers = {name: getattr(finding, name) for name in ("residual", "scale", "condition", "spread")}
+    undecided = objective is None and finding.residual < finding.no_fit
     return {
         "objective": objective and {name: float(f"{c:.6g}") for name, c in objective.terms.items()},
         **{name: float(f"{x:.2g}") if math.isfinite(x) else None for name, x in numbers.items()},
         "unidentified": list(finding.unidentified),
+        **({"undecided": True} if undecided else {}),
     }
 
 
-def changes(published: dict[str, Any], found: dict[str, Any]) -> list[str]:
+def changes(published: Record, found: Record) -> list[str]:
     """Return where a published table and a new one differ in an objective, found or documented.
 
     Args:
@@ -153,20 +155,16 @@ def changes(published: dict[str, Any], found: dict[str, Any]) -> list[str]:
     lines = [f"{option} is not published" for option in after.keys() - before.keys()]
     lines += [f"{option} is gone" for option in before.keys() - after.keys()]
     for option in before.keys() & after.keys():
+        cases = before[option], after[option]
         for regime in before[option]["found"]:
             where = f"{option}, {regime.replace('_', '-')}"
-            old, new = (_objective(table[option]["found"][regime]) for table in (before, after))
+            old, new = (_objective((case["found"][regime] or {}).get("objective"), case) for case in cases)
             if not same_objective(old, new):
                 lines.append(f"{where}: {old or 'none'} is published, {new or 'none'} found")
-            old, new = (table[option]["documented"][regime] for table in (before, after))
-            if not same_objective(old and Objective(old), new and Objective(new)):
+            old, new = (_objective(case["documented"][regime], case) for case in cases)
+            if not same_objective(old, new):
                 lines.append(f"{where}: {old or 'none'} is published as documented, now {new or 'none'}")
     return sorted(lines)
-
-
-def _objective(finding: dict[str, Any] | None) -> Objective | None:
-    terms = finding and finding["objective"]
-    return None if terms is None else Objective(terms)
 
 
 def write(library: str, rows: Sequence[Row], folder: Path, name: str) -> Iterable[Path]:
@@ -185,7 +183,8 @@ def write(library: str, rows: Sequence[Row], folder: Path, name: str) -> Iterabl
     """
     folder.mkdir(parents=True, exist_ok=True)
     markdown, table, picture = (folder / f"{name}.{suffix}" for suffix in ("md", "json", "png"))
-    markdown.write_text(markdown_table(library, rows) + "\n", encoding="utf-8")
-    table.write_text(json.dumps(record(library, rows), indent=1, ensure_ascii=False) + "\n", encoding="utf-8")
+    found = record(library, rows)
+    markdown.write_text(markdown_table(found) + "\n", encoding="utf-8")
+    table.write_text(json.dumps(found, indent=1, ensure_ascii=False) + "\n", encoding="utf-8")
     draw(library, rows, picture)
     return [markdown, table, *([picture] if picture.exists() else [])]

@@ -10,10 +10,11 @@ import torch
 from jaxtyping import Bool, Float, Int
 from torch import Tensor
 
+from rpg_ref.audit.denominator import Bias, bias
 from rpg_ref.audit.identify import FIT, Finding, descent, exact_gradient, find
 from rpg_ref.audit.oracle import Policies, flat_gradient, gradient
 from rpg_ref.audit.population import Loss, population
-from rpg_ref.audit.statements import LEVEL_DEFINITIONS, statement_of, token_count
+from rpg_ref.audit.statements import HELD_TO, LEVEL_DEFINITIONS, held_to, statement_of, token_count
 from rpg_ref.fused import fused_loss
 from rpg_ref.objective import Objective
 from rpg_ref.recipes import LossOutput, Recipe
@@ -36,6 +37,7 @@ class Row:
 
     Attributes:
         recipe: its name.
+        level: of the objectives, "token" or "sequence".
         declared: the objectives declared on-policy and off-policy.
         found: the objectives found; None is the gradient of no known objective.
         residual: of each fit, relative to the gradient at zero advantages.
@@ -45,12 +47,16 @@ class Row:
             gradients of hidden states and head, and log π_θ.
         float32_error: the same in float32, and log π_θ of ``fused_loss`` in bfloat16, which is in float32 too.
         bfloat16_error: the same in bfloat16, but not in expectation; exact is the gradient of the rounded numbers.
+        held_to: what a token's gradient was compared with far off-policy, a name in HELD_TO.
+        bias: of the recipe's own aggregation and baseline, on-policy; None where no objective is declared there. It
+            is a property of the method, not an error, and ``ok`` does not depend on it.
         ok: whether everything agrees.
 
     Source: ours.
     """
 
     recipe: str
+    level: str
     declared: tuple[Objective | None, Objective | None]
     found: tuple[Objective | None, Objective | None]
     residual: tuple[float, float]
@@ -58,6 +64,8 @@ class Row:
     gradient_error: float
     float32_error: float
     bfloat16_error: float
+    held_to: str
+    bias: Bias | None
     ok: bool
 
     @property
@@ -66,7 +74,7 @@ class Row:
         declared, found = (" on-policy and ".join(map(describe, pair)) for pair in (self.declared, self.found))
         return (
             f"{self.recipe} is {'verified' if self.ok else 'NOT verified'}: declared {declared} off-policy, found "
-            f"{found} off-policy, gradient error {self.gradient_error:.0e} "
+            f"{found} off-policy, held to {HELD_TO[self.held_to]}, gradient error {self.gradient_error:.0e} "
             f"(float32: {self.float32_error:.0e}, bfloat16: {self.bfloat16_error:.0e})"
         )
 
@@ -103,7 +111,7 @@ def verify(recipe: Recipe, *, device: str | torch.device = "cpu", seed: int = 0)
     Far off-policy it is run as training runs it: responses of uneven lengths with NaN behind their ends, split in two
     micro-batches with the whole batch's denominator, with a reference and without; and ``fused_loss`` in chunks that
     end within responses. A loss that is not of this package is held to Algorithm 2's region if its recipe states one,
-    and else to its own gradient in float64.
+    and else to its own gradient in float64; ``Row.held_to`` says which.
 
     Args:
         recipe: the recipe.
@@ -144,6 +152,7 @@ def verify(recipe: Recipe, *, device: str | torch.device = "cpu", seed: int = 0)
     near = worst32 < FLOAT32_TOLERANCE and worst16 < BFLOAT16_TOLERANCE and rounded_once
     return Row(
         recipe.name,
+        recipe.measured_at,
         (recipe.on_policy, recipe.off_policy),
         (report.on_policy.objective, report.off_policy.objective),
         (report.on_policy.residual, report.off_policy.residual),
@@ -151,6 +160,8 @@ def verify(recipe: Recipe, *, device: str | torch.device = "cpu", seed: int = 0)
         worst,
         worst32,
         worst16,
+        held_to(recipe),
+        bias(recipe, seed=seed),
         all(_agrees(*regime) for regime in regimes) and worst < FIT and near,
     )
 
@@ -173,6 +184,8 @@ def _run(
     denominator: Tensor | None = None,
 ) -> LossOutput:
     logp, old, ref, advantages, mask = _placed(device, dtype, *tensors)
+    if denominator is None and recipe.needs_denominator:
+        denominator = recipe.count(mask)
     return recipe(logp, old, ref if anchored else None, advantages, mask, denominator=denominator)
 
 
