@@ -77,6 +77,7 @@ check-vllm: .vllm/.ready  ## the vLLM engine for real, on the processor: what it
 
 ledger: $(READY)     ## write the pages that are made from code: docs/certificate.txt, docs/ledger.md, docs/metrics.md
 	$(PY) -m proofs > docs/certificate.txt
+	$(PY) -m proofs --ledger > rpg_ref/statements.toml
 	$(PY) -c "from rpg_ref.ledger import page; print(page())" > docs/ledger.md
 	$(PY) -c "from train.watching.metrics import page; print(page(), end='')" > docs/metrics.md
 
