@@ -10,7 +10,7 @@ PLAIN := -o addopts="-q --strict-markers --strict-config" -o filterwarnings=defa
 PRESETS := qwen3_4b_2k qwen3_4b_4k qwen3_4b_8k qwen25_7b_instruct_2k
 DIVIDE := 16
 
-.PHONY: docs docs-serve check-docs portrait train test coverage nightly mutants slow smollm2 bench bench-loss experiments verify audit check-audit check-trl check-verl ledger proofs lint types rehearse check-vllm clean
+.PHONY: docs docs-serve check-docs portrait train test coverage nightly mutants slow smollm2 bench bench-loss experiments verify audit check-audit check-trl check-verl ledger proofs tamper lint types rehearse check-vllm clean
 
 train: $(READY)      ## train a small policy with the verified core (a minute or two on two cores); make train ARGS="--seed 1"
 	$(PY) -m train run train/presets/cpu_tiny.toml $(ARGS)
@@ -83,6 +83,9 @@ ledger: $(READY)     ## write the pages that are made from code: docs/certificat
 
 proofs: $(READY)     ## print the symbolic certificate
 	$(PY) -m proofs
+
+tamper: $(READY)     ## change every claim mechanically, one place at a time, and refute each change (minutes); make tamper ARGS="one_idea"
+	$(PY) -m proofs.tamper $(ARGS)
 
 # The libraries' pins exclude one another: each environment has its own, with the packages in rpg_ref/audit/targets.
 .audit/%/.ready: rpg_ref/audit/targets/%.txt rpg_ref/audit/targets/%-no-deps.txt

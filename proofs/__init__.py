@@ -1,4 +1,4 @@
-"""The symbolic road: every claim of the project proved in sympy. `python -m proofs` prints the certificate.
+"""The symbolic road: every claim of the project, stated in sympy and proved. `python -m proofs` prints the certificate.
 
 It shares no code with the implementation it vouches for.
 

@@ -16,6 +16,7 @@ import sympy as sp
 from proofs import language as lang
 from proofs import symbols as sym
 from proofs.enclosed import Real
+from proofs.exact import NoValueError
 from proofs.machine import Listed, Machine, Numbers, Space, Tree, World
 
 EQUAL, DIFFERENT, LESS, DIVERGENCE, NO_COMBINATION, POSITIVE = "=", r"\ne", "<", r"\ge", r"\notin", ">"
@@ -253,13 +254,28 @@ def witnesses_against(statement: Statement, seeds: range) -> bool:
         try:
             if _gap(statement, seed).sign():
                 return True
-        except (ZeroDivisionError, ValueError):
+        except (ArithmeticError, ValueError):
             continue
     return False
 
 
+def has_values(statement: Statement) -> bool:
+    """Return whether both sides have real values at every witness. Source: ours."""
+    if any(x.has(sp.I, sp.zoo, sp.nan, sp.pi) for x in _expressions(statement)):
+        return False
+    try:
+        return all(_gap(statement, seed) is not None for seed in range(WITNESSES))
+    except (NoValueError, ArithmeticError):
+        return False
+
+
 def agrees(statement: Statement) -> bool:
-    """Return whether left and right are equal, to 25 digits, at three random points. Source: ours."""
+    """Return whether left and right are equal, to 25 digits, at three random points. Source: ours.
+
+    Of a function that is to be ≥ 0: whether it is 0 at 1, and above 0 at other points.
+    """
+    if statement.relation == DIVERGENCE:
+        return not _is_no_divergence(statement)
     return all(_gap(statement, 1000 + seed).is_near_zero() for seed in range(POINTS))
 
 
@@ -312,9 +328,12 @@ def _is_convex_and_at_rest(statement: Statement) -> bool:
 
 
 def _is_no_divergence(statement: Statement) -> bool:
-    """Below 0 somewhere, or not 0 at 1, or 0 elsewhere."""
+    """Below 0 somewhere, or not 0 at 1, or 0 elsewhere, or without a real value there."""
     for value in (sp.Integer(1), *(sp.Rational(n, 4) for n in (1, 2, 3, 5, 6, 8, 12, 40))):
-        sign = Machine(Numbers(), {}, 0).value(_of_v(statement.left - statement.right, value)).sign()
+        try:
+            sign = Machine(Numbers(), {}, 0).value(_of_v(statement.left - statement.right, value)).sign()
+        except (NoValueError, ArithmeticError):
+            return True
         if sign is not None and (sign != 0 if value == 1 else sign <= 0):
             return True
     return False

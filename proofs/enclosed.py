@@ -7,6 +7,8 @@ from fractions import Fraction
 
 from mpmath import iv
 
+from proofs.exact import NoValueError
+
 iv.prec = 160
 _NARROW = Fraction(1, 10**25)
 
@@ -53,12 +55,16 @@ class Real:
             if isinstance(self.value, Fraction):
                 return Real(self.value ** int(exponent))
             return Real(self.value ** int(exponent))
+        if self.sign() == -1:
+            raise NoValueError("a root of a negative number was asked for.")
         if exponent.denominator == 2:
             return Real(iv.sqrt(self.interval) ** exponent.numerator)
         return (self.log() * Real(exponent)).exp()
 
     def log(self) -> "Real":
         """Return the logarithm. Source: definition."""
+        if self.sign() in (0, -1):
+            raise NoValueError("the logarithm of no positive number was asked for.")
         return Real(0) if self.value == 1 else Real(iv.log(self.interval))
 
     def exp(self) -> "Real":

@@ -50,6 +50,10 @@ def _times(first: Powers, second: Powers) -> tuple[Powers, Fraction]:
     return tuple(sorted(powers.items())), scale
 
 
+class NoValueError(ValueError):
+    """An expression has no real value here: the logarithm or a root of a negative number. Source: ours."""
+
+
 class Poly:
     """A sum of rational multiples of products of powers of unknowns. Source: ours."""
 
@@ -109,7 +113,7 @@ class Poly:
         """Return the logarithm: of a product the sum of those of its factors. Source: definition."""
         content, size, rest = _split(self)
         if size <= 0:
-            raise ValueError(f"the logarithm of {size} times something positive was asked for.")
+            raise NoValueError(f"the logarithm of {size} times something positive was asked for.")
         result = Poly()
         for unknown, exponent in content:
             result = result + _log_of(unknown) * Poly(exponent)
@@ -186,7 +190,7 @@ def _rational_power(number: Fraction, exponent: Fraction) -> Poly:
     if exponent.denominator == 1:
         return Poly(Fraction(number) ** int(exponent))
     if number < 0:
-        raise ValueError(f"a root of {number} was asked for.")
+        raise NoValueError(f"a root of {number} was asked for.")
     result = Poly(1)
     for prime, times in _factors(number):
         whole = floor(times * exponent)
@@ -244,3 +248,34 @@ def _without(poly: Poly, unknown: int, value: Poly) -> Poly:
 def is_zero(poly: Poly, relations: Mapping[int, Poly] | None = None) -> bool:
     """Return whether it vanishes whatever its unknowns are, given the relations. Source: `cleared`."""
     return not cleared(poly, relations).terms
+
+
+def limit(poly: Poly, small: int) -> Poly:
+    """Return what it tends to as the unknown falls to 0; powers beat logarithms.
+
+    Raises:
+        ArithmeticError: it grows without bound.
+
+    Source: ε^a·(log 1/ε)^b → 0 for a > 0, and for a = 0 > b.
+    """
+    logarithm, total = intern(("log", small)), Poly()
+    for powers, coefficient in poly.terms.items():
+        size, slow = dict(powers).get(small, 0), dict(powers).get(logarithm, 0)
+        if size > 0 or (size == 0 and slow < 0):
+            continue
+        if size < 0 or slow > 0:
+            raise ArithmeticError("it grows without bound.")
+        term = Poly(coefficient)
+        for unknown, exponent in powers:
+            term = term * _limit_of(unknown, small).power(Fraction(exponent))
+        total = total + term
+    return total
+
+
+def _limit_of(unknown: int, small: int) -> Poly:
+    kind, *rest = _unknown[unknown]
+    if kind == "sum":
+        return limit(Poly(dict(rest[0])), small)
+    if kind == "log" and _unknown[rest[0]][0] == "sum":
+        return _limit_of(rest[0], small).log()
+    return Poly({((unknown, Fraction(1)),): Fraction(1)})

@@ -398,5 +398,7 @@ def latex(expression: sp.Expr) -> str:
         return _power(expression)
     if expression.func in _GENERATORS:
         return rf"{_GENERATORS[expression.func]}({latex(expression.args[0])})"
+    if expression.func not in _DIVERGENCES:
+        return sp.latex(expression)  # i, π and the like, which no claim holds
     first, second = expression.args
     return rf"{_DIVERGENCES[expression.func]}({latex(first)}\|{latex(second)})"

@@ -24,7 +24,7 @@ import sympy as sp
 from proofs import language as lang
 from proofs import symbols as sym
 from proofs.enclosed import Real
-from proofs.exact import Poly, intern, is_zero, unknown_of
+from proofs.exact import NoValueError, Poly, intern, is_zero, limit, unknown_of
 
 Number = Poly | Real
 Jet = list[Number]
@@ -176,6 +176,8 @@ class Machine:
             return self._exp(self.evaluate(e.exp, order, env))
         if e.is_Pow:
             return self._power(e, order, env)
+        if e in (sp.oo, -sp.oo, sp.zoo, sp.nan, sp.I, sp.pi):
+            raise NoValueError(f"{e} is no number that a claim may hold.")
         return getattr(self, f"_{e.func.__name__}")(e, order, env)
 
     def _power(self, e: sp.Expr, order: int, env: Env) -> Jet:
@@ -563,8 +565,29 @@ class Machine:
         return _added(total)
 
     def _Limit(self, e: sp.Expr, order: int, env: Env) -> Jet:  # noqa: N802
-        inner = sp.expand_log(e.args[0].xreplace(self.definitions).factor(deep=True))
-        return self.evaluate(sp.limit(inner, e.args[1], 0, "+"), order, env)
+        exact = self if self.exact else Machine(self.world, self.definitions)
+        found = limit(exact.evaluate(e.args[0], 0, env)[0], intern(("positive", e.args[1].name)))
+        return [found if self.exact else self._at_witness(found)] + [self.number(0)] * order
+
+    def _at_witness(self, poly: Poly) -> Real:
+        """Return an exact number's value where this witness's numbers stand for its unknowns."""
+        total = Real(0)
+        for powers, coefficient in poly.terms.items():
+            term = Real(Fraction(coefficient))
+            for unknown, exponent in powers:
+                kind, key = unknown_of(unknown)
+                inner = (
+                    self.unknown(key, positive=True)
+                    if kind == "positive"
+                    else Real(key)
+                    if kind == "prime"
+                    else self._at_witness(Poly({((key, Fraction(1)),): Fraction(1)})).log()
+                    if kind == "log"
+                    else self._at_witness(Poly(dict(key)))
+                )
+                term = term * inner.power(Fraction(exponent))
+            total = total + term
+        return total
 
     # Whole statements
 

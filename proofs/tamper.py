@@ -36,6 +36,7 @@ from proofs.certificate import (
     Claim,
     Statement,
     agrees,
+    has_values,
     is_proved,
     is_refuted,
 )
@@ -140,9 +141,7 @@ RULES: tuple[Callable[[sp.Expr], Iterator[Change]], ...] = (
 
 def _places(e: sp.Expr) -> range | list[int]:
     """The arguments in which a change is one of the kinds: no index, no scope, no exponent."""
-    if e.func is language.At:
-        return [] if e.args[0].is_Symbol and e.args[2] != language.WITHIN else [0]
-    if e.func is language.Over:
+    if e.func in (language.At, language.Over):
         return [0]
     if e.func in (language.Next, language.Given):
         return [1, 2]
@@ -183,6 +182,7 @@ def changes(e: sp.Expr, bound: frozenset[sp.Symbol] = frozenset(), *, live: bool
     if live:
         yield from _detached(e)
     live = (live or (e.func is language.Grad and e.args[0].func is not sp.log)) and e.func is not language.SG
+    live = live and e.func is not language.At
     if e.func is language.Over:
         bound |= {e.args[1]}
     for place in _places(e):
@@ -229,23 +229,25 @@ def _of_statement(statement: Statement) -> Iterator[tuple[str, Statement]]:
             yield kind, replace(statement, definitions={**statement.definitions, name: changed})
 
 
-REFUTED, TRUE, SURVIVED, MEANINGLESS = "refuted", "true", "survived", "meaningless"
+REFUTED, NO_VALUE, TRUE, ENUMERATED, SURVIVED = "refuted", "no value", "true", "enumerated", "survived"
 
 
 def verdict(change: Tampered) -> str:
     """Return what becomes of a change. Source: `proofs.certificate`.
 
-    refuted: it is false. true: three points agree and it is proved. meaningless: it cannot be evaluated at all, such as
-    the logarithm of a negative number or an index that no sum binds. survived: anything else, which is a failure.
+    refuted: it is false. no value: it is false too, since a side has no real value, such as the logarithm of a negative
+    number, where the statement it was made from has one. true: three points agree and it is proved. enumerated: three
+    points agree, but the exact proof does not go through. survived: anything else, which is a failure.
     """
-    try:
-        if is_refuted(change.after):
-            return REFUTED
-        if change.after.relation == EQUAL and agrees(change.after):
-            return TRUE if is_proved(change.after) else SURVIVED
-        return TRUE if is_proved(change.after) else SURVIVED
-    except (ValueError, ZeroDivisionError, KeyError, ArithmeticError, RecursionError, TypeError, AttributeError):
-        return MEANINGLESS
+    if not has_values(change.after):
+        return NO_VALUE if has_values(change.before) else SURVIVED
+    if is_refuted(change.after):
+        return REFUTED
+    if change.after.relation in (EQUAL, DIVERGENCE) and not agrees(change.after):
+        return SURVIVED
+    if is_proved(change.after):
+        return TRUE
+    return ENUMERATED if change.after.relation in (EQUAL, DIVERGENCE) else SURVIVED
 
 
 REASONS = {
@@ -279,14 +281,13 @@ def main(names: list[str]) -> int:
         for change in tampered(CLAIMS[name]):
             found = verdict(change)
             counts[change.kind, found] += 1
-            if found == TRUE:
-                print(f"true: {change}\n  {reason(change)}")
-            if found in (SURVIVED, MEANINGLESS):
-                print(f"{found}: {change}", flush=True)
+            if found in (TRUE, ENUMERATED):
+                print(f"{found}: {change}\n  {reason(change)}", flush=True)
             if found == SURVIVED:
+                print(f"{found}: {change}", flush=True)
                 kept.append(change)
     kinds = sorted({kind for kind, _ in counts})
-    verdicts = (REFUTED, TRUE, MEANINGLESS, SURVIVED)
+    verdicts = (REFUTED, NO_VALUE, TRUE, ENUMERATED, SURVIVED)
     print(f"{'kind':<10}" + "".join(f"{x:>13}" for x in verdicts))
     for kind in kinds:
         print(f"{kind:<10}" + "".join(f"{counts[kind, x]:>13}" for x in verdicts))

@@ -166,7 +166,7 @@ def _divergence(name: str) -> str:
     cells = {
         "row": " ".join(source[int(place.rpartition(":")[2]) - 1].split()),
         "code": place,
-        "history": DIVERGENCES[name].history or "no chain rule over tokens",
+        "history": DIVERGENCES[name].history or "no chain rule through one history weight",
         "recipes": ", ".join(recipe.name for recipe in dict.fromkeys(RECIPES.values()) if recipe.divergence == name),
     }
     return _with_claims(name, _block(f"{name}: divergence", cells))
