@@ -142,6 +142,9 @@ class Poly:
 
     def sign(self) -> int | None:
         """Return 1, 0 or −1 if all terms say so, every unknown being positive; else None. Source: ours."""
+        sums = [_unknown[unknown][1] for unknown in _unknowns(self) if _unknown[unknown][0] == "sum"]
+        if any(Poly(dict(key)).sign() != 1 for key in sums):
+            return None  # to multiply by it might turn the sign
         terms = cleared(self).terms
         if any(
             _unknown[unknown][0] not in ("positive", "prime", "exp", "sum") for powers in terms for unknown, _ in powers
@@ -201,7 +204,7 @@ def _rational_power(number: Fraction, exponent: Fraction) -> Poly:
 
 
 def cleared(poly: Poly, relations: Mapping[int, Poly] | None = None) -> Poly:
-    """Return a multiple of it by something positive in which no whole power of a sum is left, relations put in.
+    """Return a multiple of it by something that is not 0 in which no whole power of a sum is left, relations put in.
 
     Args:
         poly: any.

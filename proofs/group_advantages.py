@@ -90,6 +90,7 @@ RATE = E(p, R)  # ρ, the chance of a right answer
 SPREAD = over(k, (at(R, k) - over(j, at(R, j)) / G) ** 2)
 DEVIATION = sp.sqrt(SPREAD / G)
 _rho, _std, _sd, _rate_old = sp.Symbol("rho"), sp.Symbol("std"), sp.Symbol("varsigma"), sp.Symbol("rho_old")
+_rho_k = sp.Symbol("rho_K")
 STANDARDISED = Ratio(GROUP_MEAN_ADVANTAGE, _std)
 
 
@@ -108,7 +109,8 @@ def _infinite(value: sp.Expr) -> Statement:
 
 
 def _right(value: sp.Expr) -> Statement:
-    return equal(E(p, (K - _rho) / sp.sqrt(_rho * (1 - _rho)) * score()), Grad(value), rho=E(p, K))
+    chance = sp.sqrt(_rho_k * (1 - _rho_k))
+    return equal(E(p, (K - _rho_k) / chance * score()), Grad(value), rho_K=E(p, K))
 
 
 _AT_FOUR = sp.sqrt(3) + (3 - 2 * sp.sqrt(3)) * _rho * (1 - _rho)
@@ -120,7 +122,7 @@ GROUP_STD = Claim(
         _std_gradient(3, sp.sqrt(2) * Grad(_rho)),
         _std_gradient(4, _AT_FOUR * Grad(_rho)),
         _infinite(Grad(E(p, R)) / _sd),
-        _right(2 * sp.asin(sp.sqrt(_rho))),
+        _right(2 * sp.asin(sp.sqrt(_rho_k))),
         equal(OfGroup(p, over(i, at(R, i) * GROUP_MEAN_ADVANTAGE) / G), FACTOR * variance(p, R), GROUPS),
         *(_std_gradient(n, OfGroup(p, DEVIATION) / (_rho * (1 - _rho)) * Grad(_rho)) for n in (2, 3, 4)),
     ),
@@ -131,8 +133,8 @@ GROUP_STD = Claim(
         "G = 4: a multiple of ∇ρ, right at ρ → 0": _std_gradient(4, sp.sqrt(3) * Grad(_rho)),
         "G = 3: ∇ρ": _std_gradient(3, Grad(_rho)),
         "G → ∞: ∇ρ": _infinite(Grad(E(p, R))),
-        "G → ∞: ∇arcsin√ρ": _right(sp.asin(sp.sqrt(_rho))),
-        "G → ∞: ∇log ρ": _right(sp.log(_rho)),
+        "G → ∞: ∇arcsin√ρ": _right(sp.asin(sp.sqrt(_rho_k))),
+        "G → ∞: ∇log ρ": _right(sp.log(_rho_k)),
     },
     printed=6,
 )

@@ -196,6 +196,7 @@ _NAMES = {
 }
 _SPELT = {
     "rho": r"\rho",
+    "rho_K": r"\rho_K",
     "rho_old": r"\rho_q",
     "varsigma": r"\varsigma_q",
     "std": r"\mathrm{std}",
@@ -240,7 +241,8 @@ def _long_argument(expression: sp.Expr) -> str:
 
 
 def _atom(expression: sp.Expr) -> str:
-    return latex(expression) if expression.is_Symbol or expression.is_Integer else _bracketed(expression)
+    plain = (expression.is_Symbol and "^" not in latex(expression)) or expression.is_Integer
+    return latex(expression) if plain else _bracketed(expression)
 
 
 _BESIDE = (E, Over, Grad, OfGroup, Next, Given, sp.log, *_DIVERGENCES)  # beside a fraction, not above its line

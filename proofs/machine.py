@@ -117,6 +117,7 @@ class Machine:
         """Take the world, the names that a statement defines, and a seed; without one numbers are exact."""
         self.world, self.definitions = world, dict(definitions)
         self.exact = seed is None
+        self.is_small = seed is not None and seed % 2 == 1  # so that sums of several numbers fall below 1 too
         self.random = random.Random(seed)
         # At a witness any number of samples is two, three or four of them.
         self.group = world.group if self.exact or not isinstance(world.group, sp.Symbol) else (3, 2, 4)[seed % 3]
@@ -141,6 +142,7 @@ class Machine:
         """Return this witness's number for a key. Source: ours."""
         if key not in self.table:
             size = Fraction(self.random.randint(1, 23), self.random.randint(3, 13))
+            size /= 16 if self.is_small and isinstance(self.world, Numbers) else 1
             self.table[key] = size if positive or self.random.random() < 0.5 else -size
         return self.table[key]
 

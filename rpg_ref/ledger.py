@@ -216,4 +216,13 @@ def _section(claim: Claim) -> str:
         "about": ", ".join(f"`{name}`" for name in claim.about),
     }
     lines = (f"| {key} | {cell} |" for key, cell in rows.items() if cell)
-    return "\n".join([f"## {claim.id}", "", f"$$ {claim.statement} $$", "", "| | |", "|---|---|", *lines])
+    return "\n".join([f"## {claim.id}", "", *_formulas(claim.statement), "| | |", "|---|---|", *lines])
+
+
+def _formulas(statement: str) -> list[str]:
+    """Return a statement's equations as lines of Markdown, a formula each, numbered if there are several."""
+    stated, _, defined = statement.partition(r";\quad ")
+    equations = stated.split(r",\qquad ")
+    numbers = [rf"\text{{({n})}}\quad " if len(equations) > 1 else "" for n in range(1, len(equations) + 1)]
+    formulas = [number + equation for number, equation in zip(numbers, equations, strict=True)]
+    return [line for formula in (*formulas, *filter(None, [defined])) for line in (f"$$ {formula} $$", "")]

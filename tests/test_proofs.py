@@ -185,8 +185,10 @@ def test_what_cannot_be_decided_is_neither_proved_nor_refuted():
 
 
 def test_an_undecided_comparison_is_an_error():
-    with pytest.raises(ValueError, match="smaller region"):
-        is_proved(equal(Larger(A, 0), A, Numbers()))
+    for open_ in (A, p - q, 1 / (p - q), sp.log(p)):
+        with pytest.raises(ValueError, match="smaller region"):
+            is_proved(equal(Larger(open_, 0), open_, Numbers()))
+    assert is_proved(equal(Larger(1 / (p + q), 0), 1 / (p + q), Numbers()))
 
 
 def test_a_condition_that_is_not_met_proves_nothing():
@@ -280,13 +282,12 @@ def test_the_ledgers_statements_are_the_equations_that_are_proved():
     assert (ROOT / "rpg_ref/statements.toml").read_text("utf-8") == ledger() + "\n", "run `make ledger`"
 
 
-@pytest.mark.parametrize("name", CLAIMS)
-def test_the_printed_statement_is_built_from_the_equations(name):
-    claim = CLAIMS[name]
-    printed = STATEMENTS[name]["statement"]
-    assert claim.headline and all(str(statement) in printed for statement in claim.headline)
-    changed = dataclasses.replace(claim.headline[0], left=claim.headline[0].left + beta * A)
-    assert str(changed) not in printed
+def test_the_printed_statement_is_built_from_the_equations():
+    for name, claim in CLAIMS.items():
+        printed = STATEMENTS[name]["statement"]
+        assert claim.headline and all(str(statement) in printed for statement in claim.headline)
+        changed = dataclasses.replace(claim.headline[0], left=claim.headline[0].left + beta * A)
+        assert str(changed) not in printed
 
 
 def test_no_claim_says_a_statement_in_words():
