@@ -16,13 +16,15 @@ DIVIDE := 16
 EXAMPLES := 5000
 # Where pages that are made from code are written.
 DOCS   := docs
+# Where the ledger finds the statements of the proofs.
+STATEMENTS := rpg_ref/statements.toml
 
 # One test process for each core, each with one torch thread.
 PYTEST := $(PY) -m pytest -n auto --dist worksteal
 # Everything that `make test-all` and `.ci/run` run, in this order.
 STAGES := lint types test verify test-full check-docs rehearse check-vllm check-trl check-verl check-audit
 
-.PHONY: test-full test-all stages docs docs-serve check-docs portrait train test coverage nightly mutants slow smollm2 bench bench-loss bench-plan experiments verify audit check-audit check-trl check-verl ledger proofs lint types rehearse check-vllm clean
+.PHONY: test-full test-all stages docs docs-serve check-docs portrait train test coverage nightly mutants slow smollm2 bench bench-loss bench-plan experiments verify audit check-audit check-trl check-verl ledger proofs tamper lint types rehearse check-vllm clean
 
 train: $(READY)      ## train a small policy with the verified core (a minute or two on two cores); make train ARGS="--seed 1"
 	$(PY) -m train run train/presets/cpu_tiny.toml $(ARGS)
@@ -102,11 +104,15 @@ check-vllm: .vllm/.ready  ## the vLLM engine for real, on the processor: what it
 
 ledger: $(READY)     ## write the pages that are made from code: docs/certificate.txt, docs/ledger.md, docs/metrics.md
 	$(PY) -m proofs $(ARGS) > $(DOCS)/certificate.txt
+	$(PY) -m proofs --ledger > $(STATEMENTS)
 	$(PY) -c "from rpg_ref.ledger import page; print(page())" > $(DOCS)/ledger.md
 	$(PY) -c "from train.watching.metrics import page; print(page(), end='')" > $(DOCS)/metrics.md
 
 proofs: $(READY)     ## print the symbolic certificate
 	$(PY) -m proofs $(ARGS)
+
+tamper: $(READY)     ## change every claim mechanically, one place at a time, and refute each change (minutes); make tamper ARGS="one_idea"
+	$(PY) -m proofs.tamper $(ARGS)
 
 # The libraries' pins exclude one another: each environment has its own, with the packages in rpg_ref/audit/targets.
 .audit/%/.ready: rpg_ref/audit/targets/%.txt rpg_ref/audit/targets/%-no-deps.txt

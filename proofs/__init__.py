@@ -1,4 +1,4 @@
-"""The symbolic road: every claim of the project proved in sympy. `python -m proofs` prints the certificate.
+"""The symbolic road: every claim of the project, stated in sympy and proved. `python -m proofs` prints the certificate.
 
 It shares no code with the implementation it vouches for.
 
@@ -18,6 +18,7 @@ from proofs import (
     group_advantages,
     grpo_mismatch,
     grpo_penalty,
+    in_log_w,
     iterated_reference,
     k3_identity,
     kl_estimators,
@@ -36,6 +37,7 @@ from proofs import (
     prop_3_6_urkl,
     prop_e_1_fkl,
     prop_e_3_rkl,
+    reference_rule,
     regularised_advantage,
     reinforce,
     released_code,
@@ -60,7 +62,7 @@ CLAIMS = {
         # What a divergence is
         nonnegativity.CLAIM,
         zero_avoiding.CLAIM,
-        k3_identity.CLAIM,
+        *k3_identity.CLAIMS,
         control_variate.CLAIM,
         control_variate_variance.CLAIM,
         mass_gradient.CLAIM,
@@ -68,7 +70,7 @@ CLAIMS = {
         # The paper's gradients and losses
         prop_3_2_ufkl.CLAIM,
         prop_3_6_urkl.CLAIM,
-        prop_e_1_fkl.CLAIM,
+        *prop_e_1_fkl.CLAIMS,
         prop_e_3_rkl.CLAIM,
         *reinforce.CLAIMS,
         # Estimators of a KL in a loss or a reward
@@ -76,21 +78,23 @@ CLAIMS = {
         grpo_penalty.CLAIM,
         *kl_estimators.CLAIMS,
         no_kl.CLAIM,
+        in_log_w.CLAIM,
         # Near the anchor, and at the optimum
-        curvature.CLAIM,
+        *curvature.CLAIMS,
         natural_gradient.CLAIM,
         softmax_fisher.CLAIM,
         optimum.CLAIM,
         iterated_reference.CLAIM,
+        reference_rule.CLAIM,
         # Clipping
-        clip_region.CLAIM,
-        clip_bias.CLAIM,
+        *clip_region.CLAIMS,
+        *clip_bias.CLAIMS,
         algorithm_1_as_printed.CLAIM,
         # Samples, groups, lengths
         monte_carlo_rate.CLAIM,
         sampler_correction.CLAIM,
         *group_advantages.CLAIMS,
-        aggregation.CLAIM,
+        *aggregation.CLAIMS,
         length_normalisation.CLAIM,
         *token_level.CLAIMS,
         *sequence_level.CLAIMS,

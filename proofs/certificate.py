@@ -1,42 +1,379 @@
-"""What it takes to be proved: every residual is exactly zero, and the same run refutes every plausible mistake.
+"""What a claim is: statements of the language, each with its world, and what it takes to prove or refute one.
 
-Source: two decision procedures; zero-testing of rational functions (sympy) and interval arithmetic (mpmath's `iv`).
+A statement is proved by exact arithmetic with unknowns and refuted by an enclosure at a witness (`proofs.machine`). It
+carries its quantifiers: `quantifiers` reads them off the world in which it is proved.
+
+Source: ours.
 """
 
-from collections.abc import Callable, Mapping
-from dataclasses import dataclass
-from itertools import count
-from math import prod
+from collections.abc import Mapping
+from dataclasses import dataclass, field
+from fractions import Fraction
+from itertools import product
 
 import sympy as sp
-from mpmath import iv
-from sympy.core.function import AppliedUndef
-from sympy.polys.rings import PolyRing
 
-from proofs.expectations import Equation
+from proofs import language as lang
+from proofs import symbols as sym
+from proofs.enclosed import Real
+from proofs.exact import NoValueError
+from proofs.machine import Listed, Machine, Numbers, Space, Tree, World
 
+EQUAL, DIFFERENT, LESS, DIVERGENCE, NO_COMBINATION, POSITIVE = "=", r"\ne", "<", r"\ge", r"\notin", ">"
+POINTS = 3  # witnesses at which a survivor must agree
+WITNESSES = 4  # witnesses at which a refutation is looked for
 MIN_NEAR_MISSES = 2  # fewer would not show that the check can tell right from wrong
+ANY = Space()  # π_old of any mass Z, π_ref of any mass
+ANY_MASS = Space(any_mass=(sym.p, sym.r))
+NORMALISED = Space(any_mass=(), old_is_normalised=True)
+GROUPS = Space(old_is_normalised=True, group=sym.G)
+TREES = Tree(old_is_normalised=True)
+
+
+@dataclass(frozen=True)
+class Statement:
+    """One relation between two expressions, with the names it defines and the world it is about.
+
+    Attributes:
+        left: an expression of the language.
+        relation: = (everywhere), ≠ (somewhere), < or > (in the example; or for all positive unknowns), ≥ (0, and 0 only
+            at v = 1, the left side a function of v), ∉ (no combination of the right side, with any coefficients).
+        right: an expression; for ∉ a tuple.
+        world: what an outcome is.
+        definitions: the names that stand for expressions.
+
+    Source: ours.
+    """
+
+    left: sp.Expr
+    relation: str
+    right: sp.Expr | tuple[sp.Expr, ...]
+    world: World = ANY
+    definitions: Mapping[sp.Symbol, sp.Expr] = field(default_factory=dict)
+
+    def __str__(self) -> str:
+        """Return the LaTeX."""
+        right = self.right if isinstance(self.right, tuple) else (self.right,)
+        texts = ",\\ ".join(map(lang.latex, right))
+        if self.relation == NO_COMBINATION:
+            return rf"{lang.latex(self.left)}\notin\operatorname{{span}}\{{{texts}\}}"
+        tail = r"\ (=0\iff v=1)" if self.relation == DIVERGENCE else ""
+        known = [text for x, text, _ in self.world.region if text and x in self.names]
+        known += [f"G={self.world.group}"] if isinstance(self.world.group, int) else []
+        known += [r"R\in\{0,1\}"] if self.world.right else []
+        known += [r"T=\mathrm{const}"] if self.world.equal_lengths else []
+        conditions = r",\ ".join(known)
+        where = rf"\ \text{{if}}\ {conditions}" if conditions else ""
+        return f"{lang.latex(self.left)} {self.relation} {texts}{tail}{where}"
+
+    @property
+    def known(self) -> tuple[str, ...]:
+        """What it defines or knows of its symbols, in LaTeX."""
+        names = self.names
+        return tuple(f"{lang.name(x)} := {lang.latex(e)}" for x, e in self.definitions.items() if x in names)
+
+    @property
+    def names(self) -> set[sp.Symbol]:
+        """Every symbol in it, those of its definitions too."""
+        right = self.right if isinstance(self.right, tuple) else (self.right,)
+        found = set().union(*(x.free_symbols for x in (self.left, *right)))
+        for _ in self.definitions:
+            found |= set().union(*(e.free_symbols for x, e in self.definitions.items() if x in found), set())
+        return found
+
+
+def equal(left: sp.Expr, right: sp.Expr | int, world: World = ANY, **definitions: sp.Expr) -> Statement:
+    """Return the statement left = right; keywords define names. Source: ours."""
+    sides = sp.sympify(left), sp.sympify(right)
+    known = {x.name: x for e in (*sides, *definitions.values()) for x in sp.sympify(e).free_symbols}
+    named = {known[x]: e for x, e in definitions.items() if x in known}
+    return Statement(sides[0], EQUAL, sides[1], world, named)
+
+
+def related(
+    left: sp.Expr, relation: str, right: sp.Expr | int | tuple, world: World = ANY, **names: sp.Expr
+) -> Statement:
+    """Return a statement with another relation. Source: ours."""
+    made = equal(left, sum(right) if isinstance(right, tuple) else right, world, **names)
+    side = right if isinstance(right, tuple) else sp.sympify(right)
+    return Statement(made.left, relation, side, world, made.definitions)
 
 
 @dataclass(frozen=True)
 class Claim:
-    """One statement, the equations that make it up, and the mistakes next to it.
+    """Statements that are proved, and the mistakes next to them, which are refuted.
 
     Attributes:
-        id: the name on the command line.
-        statement: the claim in one line.
+        id: the name on the command line, and in the ledger.
         source: where it is stated.
-        identities: builds the equations, by name; called only when the claim is checked.
-        near_misses: builds the equations someone could believe and that must be false, by name.
+        statements: at least one; the first `printed` are the claim's headline.
+        near_misses: statements someone could believe and that are false, by name.
+        printed: how many statements the ledger prints; none means all.
+        conclusion: what follows by an argument that the module's docstring gives, in LaTeX; usually nothing.
 
     Source: ours.
     """
 
     id: str
-    statement: str
     source: str
-    identities: Callable[[], Mapping[str, Equation]]
-    near_misses: Callable[[], Mapping[str, Equation]]
+    statements: tuple[Statement, ...]
+    near_misses: Mapping[str, Statement]
+    printed: int | None = None
+
+    @property
+    def headline(self) -> tuple[Statement, ...]:
+        """The statements that the ledger prints."""
+        return self.statements[: self.printed]
+
+    @property
+    def statement(self) -> str:
+        """The headline in LaTeX: the equations that are proved, then what they define."""
+        known = dict.fromkeys(text for statement in self.headline for text in statement.known)
+        where = r";\quad " + r",\ ".join(known) if known else ""
+        return r",\qquad ".join(map(str, self.headline)) + where
+
+    @property
+    def quantifiers(self) -> dict[str, str]:
+        """For what the headline holds, by kind; where its statements differ each text names the ones it is about."""
+        found: dict[str, dict[str, list[int]]] = {}
+        for number, statement in enumerate(self.headline, start=1):
+            for kind, text in quantifiers(statement).items():
+                found.setdefault(kind, {}).setdefault(text, []).append(number)
+        return {kind: "; ".join(self._about(text, numbers) for text, numbers in x.items()) for kind, x in found.items()}
+
+    def _about(self, text: str, numbers: list[int]) -> str:
+        everywhere = len(numbers) == len(self.headline)
+        return text if everywhere else f"{text} ({', '.join(map(str, numbers))})"
+
+
+def _shape(leaves: tuple[tuple[int, ...], ...]) -> str:
+    lengths = sorted({len(leaf) for leaf in leaves})
+    tokens = max(max(leaf) for leaf in leaves) + 1
+    even = (
+        f"every response of {lengths[0]} tokens"
+        if len(lengths) == 1
+        else f"responses of {lengths[0]} to {lengths[-1]} tokens"
+    )
+    return f"a tree of {len(leaves)} responses: {even}, at most {tokens} tokens to choose from"
+
+
+def quantifiers(statement: Statement) -> dict[str, str]:
+    """Return for what a statement holds: read off the world in which it is proved, and the names in it.
+
+    Source: ours.
+    """
+    world, names = statement.world, statement.names
+    nodes = set().union(*(x.atoms(lang.Node) for x in _expressions(statement)))
+    functions = {node.func for node in nodes}
+    found: dict[str, str] = {}
+    if statement.relation in (DIFFERENT, NO_COMBINATION):
+        found["holds"] = "there are policies, rewards and references for which it is so: an exact witness is enumerated"
+    if isinstance(world, Tree):
+        found["outcomes"] = _shape(world.leaves)
+    elif isinstance(world, Listed):
+        found["outcomes"] = f"one decision among {world.outcomes} outcomes"
+    elif isinstance(world, Numbers):
+        found["outcomes"] = "none: algebra, for all values of its symbols"
+    elif statement.relation in (DIFFERENT, NO_COMBINATION):
+        found["outcomes"] = "one decision among three outcomes"
+    else:
+        found["outcomes"] = "one decision among any outcomes, any number of them, where ∇ and the sums exchange"
+    if lang.OfGroup in functions:
+        size = world.group
+        found["group size"] = f"G = {size}" if isinstance(size, int) else "any G"
+    if world.at:
+        found["values"] = ", ".join(f"{x.name} = {_plain(value)}" for x, value in world.at.items())
+        return found
+    ratios = {x for e in names & set(sym.RATIOS) for x in sym.RATIOS[e].free_symbols} if sym.q not in names else set()
+    used = names | ratios | {x for e in names & set(sym.RATIOS) for x in sym.RATIOS[e].free_symbols}
+    if not isinstance(world, Numbers):
+        policies = used & {sym.p, sym.q, sym.q_tilde, sym.r, sym.s}
+        if sym.p in policies and sym.p not in statement.definitions:
+            found["π_θ"] = "of any mass" if sym.p in world.any_mass else "normalised, any smooth curve of policies"
+        if policies & {sym.q, sym.q_tilde}:
+            free = isinstance(world, Space | Listed) and not world.old_is_normalised and sym.q in policies
+            found["π_old"] = "any, off-policy and on-policy" + (", of any mass Z" if free else "")
+        elif sym.p in policies and functions & {lang.E, lang.OfGroup} and sym.r not in policies:
+            found["regime"] = "on-policy"
+        if sym.r in policies:
+            found["π_ref"] = "any" + (
+                ", of any mass" if sym.r in world.any_mass and isinstance(world, Space | Listed) else ""
+            )
+        elif policies & {sym.q, sym.q_tilde} and functions & {
+            lang.KL,
+            lang.UKL,
+            lang.Jeffreys,
+            lang.JS,
+            lang.ChiSquare,
+        }:
+            found["π_ref"] = "none: the divergences are from π_old, that is π_ref = π_old"
+        if sym.s in policies:
+            found["π_sampler"] = "any"
+        if policies:
+            found["support"] = "every policy gives every outcome a positive probability"
+    generators = {e.func for x in _expressions(statement) for e in x.atoms(sp.Function)} & set(sym.DERIVATIVE)
+    if generators:
+        found["f"] = "any, twice differentiable, with f(1) = 0"
+    rewards = names & {sym.R, sym.A, sym.h}
+    if rewards:
+        found["reward"] = "0 or 1" if world.right else "any"
+    if sym.K in names:
+        found["K"] = "any set of outcomes"
+    if sym.T in names and not isinstance(world, Tree):
+        found["T"] = "the same for every outcome" if world.equal_lengths else "any lengths"
+    if world.ray:
+        found["logits"] = "linear in h, for any number of tokens and any width"
+    return found
+
+
+def _plain(value: object) -> str:
+    if isinstance(value, Mapping):
+        return "; ".join(f"{_plain(x)} after {key or 'nothing'}" for key, x in value.items())
+    if isinstance(value, tuple):
+        return f"({', '.join(map(_plain, value))})"
+    return str(value)
+
+
+def _expressions(statement: Statement) -> tuple[sp.Expr, ...]:
+    right = statement.right if isinstance(statement.right, tuple) else (statement.right,)
+    return (statement.left, *right, *statement.definitions.values())
+
+
+def _machine(statement: Statement, seed: int | None = None) -> Machine:
+    return Machine(statement.world, statement.definitions, seed)
+
+
+def _gap(statement: Statement, seed: int) -> Real:
+    machine = _machine(statement, seed)
+    return machine.value(statement.left) - machine.value(statement.right)
+
+
+def witnesses_against(statement: Statement, seeds: range) -> bool:
+    """Return whether left and right differ at one of the witnesses. Source: an interval that excludes zero."""
+    for seed in seeds:
+        try:
+            if _gap(statement, seed).sign():
+                return True
+        except (ArithmeticError, ValueError):
+            continue
+    return False
+
+
+def has_values(statement: Statement) -> bool:
+    """Return whether both sides have real values at every witness. Source: ours."""
+    if any(x.has(sp.I, sp.zoo, sp.nan, sp.pi) for x in _expressions(statement)):
+        return False
+    try:
+        return all(_gap(statement, seed) is not None for seed in range(WITNESSES))
+    except (NoValueError, ArithmeticError):
+        return False
+
+
+def agrees(statement: Statement) -> bool:
+    """Return whether left and right are equal, to 25 digits, at three random points. Source: ours.
+
+    Of a function that is to be ≥ 0: whether it is 0 at 1, and above 0 at other points.
+    """
+    if statement.relation == DIVERGENCE:
+        return not _is_no_divergence(statement)
+    return all(_gap(statement, 1000 + seed).is_near_zero() for seed in range(POINTS))
+
+
+def is_proved(statement: Statement) -> bool:
+    """Return whether the statement is proved. Source: `Statement`, one rule a relation."""
+    if statement.relation == EQUAL:
+        machine = _machine(statement)
+        return machine.vanishes(statement.left - statement.right)
+    if statement.relation == DIFFERENT:
+        return witnesses_against(statement, range(WITNESSES))
+    if statement.relation in (LESS, POSITIVE):
+        if statement.world.at:
+            return _gap(statement, 0).sign() == (1 if statement.relation == POSITIVE else -1)
+        sign = _machine(statement).value(statement.left - statement.right).sign()
+        return sign == (1 if statement.relation == POSITIVE else -1)
+    if statement.relation == DIVERGENCE:
+        return _is_convex_and_at_rest(statement)
+    return _is_no_combination(statement)
+
+
+def is_refuted(statement: Statement) -> bool:
+    """Return whether the statement is certainly false. Source: `Statement`, one rule a relation."""
+    if statement.relation == EQUAL:
+        return witnesses_against(statement, range(WITNESSES))
+    if statement.relation == DIFFERENT:
+        return is_proved(Statement(statement.left, EQUAL, statement.right, statement.world, statement.definitions))
+    if statement.relation in (LESS, POSITIVE):
+        return any(
+            _gap(statement, seed).sign() in ((1, 0) if statement.relation == LESS else (-1, 0))
+            for seed in range(WITNESSES)
+        )
+    if statement.relation == DIVERGENCE:
+        return _is_no_divergence(statement)
+    return _is_a_combination(statement)
+
+
+def _of_v(e: sp.Expr, value: sp.Expr) -> sp.Expr:
+    return e.subs(sym.v, value)
+
+
+def _is_convex_and_at_rest(statement: Statement) -> bool:
+    """f(1) = f′(1) = 0 and f″ > 0: by Taylor's remainder f ≥ 0, and 0 at 1 alone."""
+    for argument in (sym.MOVING, 1 / sym.MOVING):  # it has one minimum if it has in 1/v
+        function = _of_v(statement.left - statement.right, argument)
+        at_one = Machine(Numbers(at={sym.MOVING: sp.Integer(1)}), {}).evaluate(function, 1, {})
+        curvature = Machine(Numbers(), {}).evaluate(function, 2, {})[2]
+        if curvature.sign() == 1 and not any(x.terms for x in at_one):
+            return True
+    return False
+
+
+def _is_no_divergence(statement: Statement) -> bool:
+    """Below 0 somewhere, or not 0 at 1, or 0 elsewhere, or without a real value there."""
+    for value in (sp.Integer(1), *(sp.Rational(n, 4) for n in (1, 2, 3, 5, 6, 8, 12, 40))):
+        try:
+            sign = Machine(Numbers(), {}, 0).value(_of_v(statement.left - statement.right, value)).sign()
+        except (NoValueError, ArithmeticError):
+            return True
+        if sign is not None and (sign != 0 if value == 1 else sign <= 0):
+            return True
+    return False
+
+
+def _is_no_combination(statement: Statement) -> bool:
+    """Return whether the gradients are independent at one witness: a determinant over as many directions excludes zero.
+
+    The policies stay, the directions in which they move change: no coefficients will do, even such as depend on them.
+    """
+    columns = (statement.left, *statement.right)
+    rows: list[list[Real]] = []
+    policies: dict[object, object] = {}
+    for seed in range(len(columns)):
+        machine = _machine(statement, 50 + seed)
+        machine.table.update(policies)
+        machine.generator = [Fraction(n, 3) for n in (2, 5, 1, 4)]
+        rows.append([machine.value(column) for column in columns])
+        policies = {key: value for key, value in machine.table.items() if not (isinstance(key, tuple) and key[-1] == 1)}
+    return bool(_determinant(rows).sign())
+
+
+def _is_a_combination(statement: Statement) -> bool:
+    """Return whether coefficients of −1, 0 and 1 make the left side of the right one, exactly."""
+    return any(
+        is_proved(
+            Statement(statement.left, EQUAL, sum(c * x for c, x in zip(signs, statement.right, strict=True)), ANY)
+        )
+        for signs in product((1, 0, -1), repeat=len(statement.right))
+    )
+
+
+def _determinant(rows: list[list[Real]]) -> Real:
+    if len(rows) == 1:
+        return rows[0][0]
+    total = Real(0)
+    for n, entry in enumerate(rows[0]):
+        minor = _determinant([row[:n] + row[n + 1 :] for row in rows[1:]])
+        total = total + entry * minor if n % 2 == 0 else total - entry * minor
+    return total
 
 
 @dataclass(frozen=True)
@@ -55,92 +392,20 @@ class Verdict:
 
 
 def check(claim: Claim) -> Verdict:
-    """Prove every identity of the claim and refute every near miss.
+    """Prove every statement of the claim and refute every near miss.
 
-    A near miss that is true fails, and so does one that cannot be decided.
-    Source: `residual` and `is_refuted`.
+    A near miss that is true fails, and so does one that cannot be decided. The verdict depends on the claim alone.
+    Source: `is_proved` and `is_refuted`.
     """
-    identities, near_misses = claim.identities(), claim.near_misses()
-    unproved = [f"“{name}” leaves a residual" for name, equation in identities.items() if residual(equation) != 0]
+    unproved = [f"“{statement}” is not proved" for statement in claim.statements if not is_proved(statement)]
     unrefuted = [
-        f"near miss “{name}” is {'true' if residual(equation) == 0 else 'undecided'}"
-        for name, equation in near_misses.items()
-        if not is_refuted(equation)
+        f"near miss “{name}” is {'true' if is_proved(statement) else 'undecided'}"
+        for name, statement in claim.near_misses.items()
+        if not is_refuted(statement)
     ]
     failures = [*unproved, *unrefuted]
-    if not identities:
-        failures.append("no identity is stated")
-    if len(near_misses) < MIN_NEAR_MISSES:
-        failures.append(f"{len(near_misses)} near misses are stated and {MIN_NEAR_MISSES} needed")
-    return Verdict(len(identities) - len(unproved), len(near_misses) - len(unrefuted), tuple(failures))
-
-
-def residual(equation: Equation) -> sp.Expr:
-    """Return left minus right, as the expanded numerator of one fraction: the number 0 only if the equation holds.
-
-    Logarithms of products are split first. Everything positive is declared so, hence no branch is chosen.
-    Source: a fraction whose numerator vanishes is zero.
-    """
-    left, right = equation
-    difference = (left - right).doit().replace(sp.log, lambda a: sp.expand_log(sp.log(sp.factor(a))))
-    numerator = sp.numer(sp.together(difference))
-    return sp.S.Zero if _is_zero_polynomial(numerator) else numerator.expand()
-
-
-def _is_zero_polynomial(expression: sp.Expr) -> bool:
-    """Whether it vanishes with every function in it taken for a variable of its own; many times faster than expand."""
-    variables = sorted(_variables(expression), key=str)
-    return not (PolyRing(variables, sp.QQ).from_expr(expression) if variables else expression)
-
-
-def _variables(expression: sp.Expr) -> set[sp.Expr]:
-    if expression.is_Rational:
-        return set()
-    if expression.is_Add or expression.is_Mul:
-        return set().union(*map(_variables, expression.args))
-    if expression.is_Pow and expression.exp.is_Integer and expression.exp > 0:
-        return _variables(expression.base)
-    return {expression}
-
-
-def is_refuted(equation: Equation) -> bool:
-    """Return whether left minus right is provably non-zero at one rational witness point.
-
-    The witness gives each derivative, each function of a bare symbol, each symbol, and then each value of f at a
-    rational its own positive rational: some smooth function takes them all. A value of f at anything else decides
-    nothing, since two spellings of one number would look like two.
-    Source: an interval that holds the exact value and excludes zero is a proof.
-    """
-    left, right = equation
-    difference = (left - right).doit()
-    numbers = (sp.Rational((37 * k + 11) % 97 + 1, 100) for k in count())
-    for unknowns_of in (
-        lambda d: d.atoms(sp.Derivative),
-        lambda d: {call for call in d.atoms(AppliedUndef) if all(a.is_Symbol for a in call.args)},
-        lambda d: d.free_symbols,
-        lambda d: {call for call in d.atoms(AppliedUndef) if all(a.is_Rational for a in call.args)},
-    ):
-        unknowns = sorted(unknowns_of(difference), key=str)
-        difference = difference.xreplace(dict(zip(unknowns, numbers, strict=False)))
-    enclosure = _interval(difference)
-    return bool(enclosure.a > 0 or enclosure.b < 0)
-
-
-def _interval(number: sp.Expr) -> iv.mpf:
-    if number.is_Rational:
-        return iv.mpf(number.p) / number.q
-    parts = [_interval(part) for part in number.args]
-    if number.is_Pow and number.exp.is_Integer:
-        return parts[0] ** int(number.exp)
-    return _ENCLOSURES.get(number.func, _anything)(*parts)
-
-
-def _power(base: iv.mpf, exponent: iv.mpf) -> iv.mpf:
-    return iv.exp(exponent * iv.log(base)) if base.a > 0 else _anything()
-
-
-def _anything(*_: iv.mpf) -> iv.mpf:
-    return iv.mpf(["-inf", "inf"])  # a function without a known enclosure decides nothing
-
-
-_ENCLOSURES = {sp.Add: lambda *a: sum(a), sp.Mul: lambda *a: prod(a), sp.Pow: _power, sp.log: iv.log, sp.exp: iv.exp}
+    if not claim.statements:
+        failures.append("nothing is stated")
+    if len(claim.near_misses) < MIN_NEAR_MISSES:
+        failures.append(f"{len(claim.near_misses)} near misses are stated and {MIN_NEAR_MISSES} needed")
+    return Verdict(len(claim.statements) - len(unproved), len(claim.near_misses) - len(unrefuted), tuple(failures))

@@ -7,30 +7,42 @@ Source: ours; for the KL, arXiv 2505.17508, Appendix B.
 
 import sympy as sp
 
-from proofs.certificate import Claim
-from proofs.expectations import finite, gradient, stop_gradient
-from proofs.symbols import f, f_prime, f_second, p, score, theta, theta_frozen
+from proofs.certificate import ANY_MASS, Claim, Statement, equal
+from proofs.language import SG, E, Grad, Total, score
+from proofs.symbols import A, beta, f, f_prime, f_second, p, r, v
 
-ANCHOR = stop_gradient(p)
-DIVERGENCE = ANCHOR * f(p / ANCHOR)
-FISHER = p * score**2
+V_AT_REST = p / SG(p)  # π_θ/π_ref where π_ref = π_θ
+DIVERGENCE_AT_REST = E(SG(p), f(V_AT_REST))
+FISHER = E(p, score() ** 2)
 
 
-def _hessian() -> sp.Expr:
-    return finite(DIVERGENCE).diff(theta, 2).xreplace({theta_frozen: theta})
+def _curved(value: sp.Expr) -> Statement:
+    return equal(Grad(Grad(DIVERGENCE_AT_REST)), value)
 
 
 CLAIM = Claim(
     id="curvature",
-    statement="at π_θ = π_ref: ∇D = 0 and ∇²D = f″(1)·F, any generator f",
     source="ours; for KL arXiv 2505.17508, App. B",
-    identities=lambda: {
-        "∇D = 0": (gradient(finite, DIVERGENCE), sp.S.Zero),
-        "∇²D = f″(1)·F": (_hessian(), f_second(1) * finite(FISHER)),
-    },
-    near_misses=lambda: {
-        "F alone": (_hessian(), finite(FISHER)),
-        "½ f″(1)·F": (_hessian(), f_second(1) * finite(FISHER) / 2),
-        "f′(1)·F": (_hessian(), f_prime(1) * finite(FISHER)),
+    statements=(equal(Grad(DIVERGENCE_AT_REST), 0), _curved(f_second(1) * FISHER)),
+    near_misses={
+        "F alone": _curved(FISHER),
+        "½ f″(1)·F": _curved(f_second(1) * FISHER / 2),
+        "f′(1)·F": _curved(f_prime(1) * FISHER),
     },
 )
+
+FIRST_STEP = Claim(
+    id="first_step",
+    source="ours",
+    statements=(
+        equal(Grad(beta * DIVERGENCE_AT_REST), beta * f_prime(1) * Grad(Total(p))),
+        equal(Grad(E(p, A) - beta * DIVERGENCE_AT_REST), Grad(E(p, A))),
+    ),
+    near_misses={
+        "sample by sample": equal(Grad(beta * f(V_AT_REST)), 0),
+        "a policy that is not normalised": equal(Grad(beta * DIVERGENCE_AT_REST), 0, ANY_MASS),
+        "a reference that is not the policy": equal(Grad(E(p, A) - beta * E(r, f(v))), Grad(E(p, A))),
+    },
+)
+
+CLAIMS = (CLAIM, FIRST_STEP)

@@ -5,16 +5,16 @@
 Source: arXiv 2505.17508, Propositions 3.2, 3.6, E.1, E.3 (four rows); Jeffreys, Jensen–Shannon and Pearson χ² are ours.
 """
 
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
 from dataclasses import dataclass
 
 import sympy as sp
 
-from proofs import prop_3_2_ufkl, prop_3_6_urkl, prop_e_1_fkl, prop_e_3_rkl
-from proofs.certificate import Claim
+from proofs.certificate import ANY_MASS, Claim, Statement, equal
 from proofs.definitions import jeffreys, jensen_shannon, kl, pearson_chi2, ukl
-from proofs.expectations import Equation
-from proofs.symbols import RATIOS, A, R, Z, beta, log_v, p, r, u, v, w
+from proofs.language import E, Grad, Slope, Total, score
+from proofs.machine import Numbers
+from proofs.symbols import MOVING, A, Z, beta, f, f_prime, log_v, p, r, u, v, w
 
 
 @dataclass(frozen=True)
@@ -42,16 +42,14 @@ TABLE = {
     "chi2": Row(pearson_chi2, (v - 1) ** 2, 2 * (v - 1), sp.Integer(2)),
 }
 GENERATORS = {name: row.f for name, row in TABLE.items()}
+AT_ONE = Numbers(region=((v, "v=1", MOVING),), at={MOVING: sp.Integer(1)})
 
 # The paper's weights, for π_ref = π_old, where the propositions print them.
 PRINTED_WEIGHTS = {
-    name: proposition.WEIGHT.subs(R, A)
-    for name, proposition in {
-        "fkl": prop_e_1_fkl,
-        "ufkl": prop_3_2_ufkl,
-        "rkl": prop_e_3_rkl,
-        "urkl": prop_3_6_urkl,
-    }.items()
+    "fkl": w * A + beta,
+    "ufkl": w * A - beta * (w - 1),
+    "rkl": w * (A - beta * (sp.log(w) + 1)),
+    "urkl": w * (A - beta * sp.log(w)),
 }
 
 
@@ -70,42 +68,47 @@ def weight(name: str) -> sp.Expr:
     return -w * surrogate(name).diff(w)
 
 
-def _identities() -> dict[str, Equation]:
-    equations = {}
+def defined(name: str, f: sp.Expr) -> Statement:
+    """Return D(π_θ, π_ref) = E_ref[f(v)], at any masses. Source: the definitions."""
+    return equal(Total(TABLE[name].definition(p, r)), E(r, f), ANY_MASS)
+
+
+def _slope(name: str, value: sp.Expr) -> Statement:
+    return equal(Slope(GENERATORS[name], v), value, Numbers())
+
+
+def _printed(name: str, value: sp.Expr) -> Statement:
+    return equal(-Grad((surrogate(name) / Z).subs(u, 1)), value * score(), Numbers(region=((p, "", w),)))
+
+
+def _rows() -> Iterator[Statement]:
     for name, row in TABLE.items():
-        equations |= {
-            f"{name}: definition": (row.definition(p, r), r * row.f.subs(RATIOS)),
-            f"{name}: f(1) = 0": (row.f.subs(v, 1), sp.S.Zero),
-            f"{name}: f′": (row.f.diff(v), row.f_prime),
-            f"{name}: f″(1)": (row.f.diff(v, 2).subs(v, 1), row.curvature),
-            f"{name}: slope": (slope(name).subs(log_v, _log), v * row.f_prime),
-            f"{name}: weight": (weight(name), Z * (w * A - beta * u * slope(name).subs(log_v, sp.log(w / u)))),
-        }
+        yield equal(row.f, 0, AT_ONE)
+        yield equal(Grad(Grad(row.f)), row.curvature, AT_ONE)
+        yield equal(Grad(surrogate(name)), -weight(name) * score())
     for name, printed in PRINTED_WEIGHTS.items():
-        equations[f"{name}: printed weight"] = (weight(name).subs(u, 1), Z * printed)
-    return equations
-
-
-def _near_misses() -> dict[str, Equation]:
-    definitions = {name: row.definition(p, r) for name, row in TABLE.items()}
-    generated = {name: r * f.subs(RATIOS) for name, f in GENERATORS.items()}
-    return {
-        "FKL for RKL": (definitions["rkl"], generated["fkl"]),
-        "UFKL for URKL": (definitions["urkl"], generated["ufkl"]),
-        "RKL for URKL": (definitions["urkl"], generated["rkl"]),
-        "control variate with the other sign": (definitions["urkl"], r * (GENERATORS["rkl"] + v - 1).subs(RATIOS)),
-        "JS as ½(RKL − FKL)": (definitions["js"], (generated["rkl"] - generated["fkl"]) / 2),
-        "JS as half Jeffreys": (definitions["js"], generated["jeffreys"] / 2),
-        "Neyman's χ² for Pearson's": (pearson_chi2(r, p), generated["chi2"]),
-        "f′ for the slope": (slope("urkl").subs(log_v, _log), TABLE["urkl"].f_prime),
-        "URKL's printed weight for RKL": (weight("rkl").subs(u, 1), Z * PRINTED_WEIGHTS["urkl"]),
-    }
+        yield _printed(name, printed)
 
 
 CLAIM = Claim(
     id="divergence_table",
-    statement="seven rows: f from the definition, f(1) = 0, f′, f″(1), slope = v f′(v), weight, the printed weights",
     source="arXiv 2505.17508, Props 3.2, 3.6, E.1, E.3; Jeffreys, JS, χ² ours",
-    identities=_identities,
-    near_misses=_near_misses,
+    statements=(
+        *(defined(name, row.f) for name, row in TABLE.items()),
+        equal(Slope(f(v), v), v * f_prime(v), Numbers()),
+        *(_slope(name, v * row.f_prime) for name, row in TABLE.items()),
+        *_rows(),
+    ),
+    near_misses={
+        "FKL for RKL": defined("rkl", GENERATORS["fkl"]),
+        "UFKL for URKL": defined("urkl", GENERATORS["ufkl"]),
+        "RKL for URKL": defined("urkl", GENERATORS["rkl"]),
+        "control variate with the other sign": defined("urkl", GENERATORS["rkl"] + v - 1),
+        "JS as ½(RKL − FKL)": defined("js", (GENERATORS["rkl"] - GENERATORS["fkl"]) / 2),
+        "JS as half Jeffreys": defined("js", GENERATORS["jeffreys"] / 2),
+        "Neyman's χ² for Pearson's": defined("chi2", (1 / v - 1) ** 2 * v),
+        "f′ for the slope": _slope("urkl", TABLE["urkl"].f_prime),
+        "URKL's printed weight for RKL": _printed("rkl", PRINTED_WEIGHTS["urkl"]),
+    },
+    printed=8,
 )

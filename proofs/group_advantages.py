@@ -1,249 +1,189 @@
 """Advantages from a group of G independent responses, and the multiple of the expected reward gradient each one gives.
 
-Sample i's own reward is in the group's mean with weight 1/G; the other rewards are a baseline. So E[(R_i −
-mean)·w∇log π] = (1 − 1/G)·E[wR∇log π] − ((G − 1)/G)·E[R]·E[w∇log π], for any G; G = 2, 3 are also enumerated
-outright, group by group. A factor on the reward gradient alone acts as its inverse on β.
+The advantage is taken as it is printed, R_i − (1/G)Σ_j R_j, and the expectation of its sum over the group is worked out
+for any G: of the pairs (i, j) G are of one sample and G(G − 1) of two, which are independent. A factor on the reward
+gradient alone acts as its inverse on β. Samples of π_old, any policy, are weighted by w; that is on-policy too.
 
-Samples of π_old, any policy, are weighted by w; that is on-policy too. The std is the population's; the sample's
-rescales it by √((G − 1)/G).
+Division by the group's deviation (the population's; the sample's rescales it by √((G − 1)/G)) is worked out on-policy
+for a reward of 0 or 1 and G = 2, 3, 4, by listing every group. For G ≥ 5 the multiple of ∇ρ, E[std]/(ρ(1 − ρ)), is no
+constant: as ρ → 0 it tends to √(G − 1) ≥ 2, and at ρ = ½ it is at most 2√((G − 1)/G) < 2, since E[std]² ≤ E[std²] = ((G
+− 1)/G)·ρ(1 − ρ). In an infinite group mean and deviation are π_old's, and any reward and any π_old will do.
+
+Dropping groups: K says that a group is kept, and an estimate that is 0 wherever the group is dropped is K times
+something. One outcome is a whole group, or a prompt with its group. So it holds for any reward and any G, for every
+baseline that is zero on groups of equal rewards, and per prompt or, refilled across prompts, with P(keep) over all.
 
 Source: ours; Shao et al. 2024 (GRPO), Kool et al. 2019 (leave-one-out), Yu et al. 2025 (DAPO, dynamic sampling).
 """
 
-from collections.abc import Callable, Sequence
-
 import sympy as sp
 
-from proofs.certificate import Claim
-from proofs.expectations import OUTCOMES, Equation, Sample, at_outcome, expectation_old, finite, gradient, group
-from proofs.one_idea import OBJECTIVE
-from proofs.symbols import A, R, Z, beta, p, q_tilde, score, theta, v, w
+from proofs.certificate import GROUPS, NORMALISED, Claim, Statement, equal
+from proofs.language import NOT, E, Grad, OfGroup, Ratio, at, over, score, variance
+from proofs.machine import Listed
+from proofs.symbols import G, K, R, b, beta, f, h, i, j, k, p, q, r, v, w
 
-Advantages = Callable[[Sequence[sp.Expr]], list[sp.Expr]]
-Groups = Callable[[Sequence[Sample]], sp.Expr]
-
-_G = sp.Symbol("G", positive=True)
-EXACT = gradient(finite, p * R)
-FACTOR = (_G - 1) / _G
-ONE_RIGHT = {sp.Symbol(f"R{x}", real=True): sp.Integer(x == 0) for x in range(3)}  # a 0/1 reward: outcome 0 is right
+FACTOR = (G - 1) / G
+MEAN = over(j, at(R, j)) / G
+OTHERS = over(j, at(R, j), NOT, i) / (G - 1)
+GROUP_MEAN_ADVANTAGE, LEAVE_ONE_OUT_ADVANTAGE = at(R, i) - MEAN, at(R, i) - OTHERS
+EXACT = Grad(E(p, R))
 
 
-def group_mean(rewards: Sequence[sp.Expr]) -> list[sp.Expr]:
-    """Return R_i − mean R. Source: Shao et al. 2024."""
-    return [reward - sum(rewards) / len(rewards) for reward in rewards]
+def group_gradient(advantage: sp.Expr, weight: sp.Expr = at(w, i)) -> sp.Expr:  # noqa: B008
+    """Return (1/G)·Σ_i advantage_i·w_i·∇log π_i. Source: definition."""
+    return over(i, advantage * weight * score(at(p, i))) / G
 
 
-def leave_one_out(rewards: Sequence[sp.Expr]) -> list[sp.Expr]:
-    """Return R_i − the mean of the other rewards. Source: Kool et al. 2019."""
-    return [reward - (sum(rewards) - reward) / (len(rewards) - 1) for reward in rewards]
+def _is(advantage: sp.Expr, value: sp.Expr) -> Statement:
+    return equal(OfGroup(q, group_gradient(advantage)), value, GROUPS)
 
 
-def no_baseline(rewards: Sequence[sp.Expr]) -> list[sp.Expr]:
-    """Return R_i. Source: Williams 1992."""
-    return list(rewards)
+def _with_penalty(strength: sp.Expr) -> Statement:
+    penalty = beta * Grad(E(r, f(v)))
+    left = OfGroup(q, group_gradient(GROUP_MEAN_ADVANTAGE)) - penalty
+    return equal(left, FACTOR * Grad(E(p, R) - strength * E(r, f(v))), GROUPS)
 
 
-def standard_deviation(rewards: Sequence[sp.Expr]) -> sp.Expr:
-    """Return the population's standard deviation of the group. Source: definition."""
-    return sp.sqrt(sum(a**2 for a in group_mean(rewards)) / len(rewards))
-
-
-def standardised(rewards: Sequence[sp.Expr]) -> list[sp.Expr]:
-    """Return (R_i − mean R)/std R, zeros where all are equal. Source: Shao et al. 2024."""
-    std = standard_deviation(rewards)
-    return [a / std if std else sp.S.Zero for a in group_mean(rewards)]
-
-
-def _rewards(drawn: Sequence[Sample]) -> list[sp.Expr]:
-    return [at(R) for at in drawn]
-
-
-def _right(drawn: Sequence[Sample]) -> list[sp.Expr]:
-    return [at(R).xreplace(ONE_RIGHT) for at in drawn]
-
-
-def _kept(drawn: Sequence[Sample]) -> sp.Expr:
-    return sp.Integer(len(set(_right(drawn))) > 1)
-
-
-def _estimate(advantages: Advantages, rewards: Callable[[Sequence[Sample]], list[sp.Expr]] = _rewards) -> Groups:
-    def estimate(drawn: Sequence[Sample]) -> sp.Expr:
-        return sum(a * at(Z * w * score) for a, at in zip(advantages(rewards(drawn)), drawn, strict=True)) / len(drawn)
-
-    return estimate
-
-
-def _expected(size: int, estimate: Groups) -> sp.Expr:
-    return group(size, estimate, density=q_tilde)
-
-
-def _any_size(own_share: sp.Expr, others: sp.Expr) -> sp.Expr:
-    """Return the expectation where a sample's own reward keeps a share, and the others' mean is subtracted in part."""
-    own = finite(expectation_old(w * R * score))
-    return own_share * own - others * finite(q_tilde * R) * finite(expectation_old(w * score))
-
-
-def _two_prompts() -> sp.Expr:
-    """Return the expectation where the batch's other sample answers another prompt, with reward A under π_old."""
-    return sum(
-        at_outcome(x, p * score) * at_outcome(y, q_tilde) * group_mean([at_outcome(x, R), at_outcome(y, A)])[0]
-        for x in OUTCOMES
-        for y in OUTCOMES
-    )
-
-
-def _with_penalty(strength: sp.Expr) -> Equation:
-    penalty = gradient(finite, OBJECTIVE.subs(R, 0))  # −β∇D, any generator f
-    return _any_size(FACTOR, FACTOR) + penalty, FACTOR * gradient(finite, OBJECTIVE.subs(beta, strength))
+def _shared(value: sp.Expr) -> Statement:
+    # The other samples of the batch answer other prompts, whose mean reward is b.
+    return equal(E(q, (R - (R + (G - 1) * b) / G) * w * score()), value, GROUPS)
 
 
 GROUP_MEAN = Claim(
     id="group_mean",
-    statement="E[(1/G)Σ(R_i − mean R) w_i ∇log π_i] = (G − 1)/G · ∇E[R], so that β acts as β·G/(G − 1)",
     source="ours; advantages of Shao et al. 2024",
-    identities=lambda: {
-        **{f"G = {n}": (_expected(n, _estimate(group_mean)), FACTOR.subs(_G, n) * EXACT) for n in (2, 3)},
-        "any G": (_any_size(FACTOR, FACTOR), FACTOR * EXACT),
-        "batch mean, two prompts": (_two_prompts(), EXACT / 2),
-        "any G and f, β acts as β·G/(G − 1)": _with_penalty(beta / FACTOR),
-    },
-    near_misses=lambda: {
-        "batch mean, two prompts: factor 1": (_two_prompts(), EXACT),
-        "factor 1": (_expected(2, _estimate(group_mean)), EXACT),
-        "factor G/(G − 1)": (_expected(3, _estimate(group_mean)), EXACT * 3 / 2),
-        "factor 1/G": (_expected(3, _estimate(group_mean)), EXACT / 3),
+    statements=(
+        _is(GROUP_MEAN_ADVANTAGE, FACTOR * EXACT),
+        _with_penalty(beta * G / (G - 1)),
+        _shared(FACTOR * EXACT),
+    ),
+    near_misses={
+        "batch mean over prompts: factor 1": _shared(EXACT),
+        "factor 1": _is(GROUP_MEAN_ADVANTAGE, EXACT),
+        "factor G/(G − 1)": _is(GROUP_MEAN_ADVANTAGE, EXACT / FACTOR),
+        "factor 1/G": _is(GROUP_MEAN_ADVANTAGE, EXACT / G),
+        "factor (G + 1)/6, right at G = 2, 3": _is(GROUP_MEAN_ADVANTAGE, (G + 1) / 6 * EXACT),
         "β stays": _with_penalty(beta),
         "β·(G − 1)/G": _with_penalty(beta * FACTOR),
     },
+    printed=2,
 )
-
-
-def _two_rewards(left: Advantages, right: Advantages, factor: sp.Expr) -> Equation:
-    rewards = sp.symbols("R1:4", real=True)
-    return left(rewards)[0], factor * right(rewards)[0]
-
 
 LEAVE_ONE_OUT = Claim(
     id="leave_one_out",
-    statement="E[(1/G)Σ(R_i − mean of the others) w_i ∇log π_i] = ∇E[R]: unbiased",
     source="ours; advantages of Kool et al. 2019",
-    identities=lambda: {
-        **{f"G = {n}": (_expected(n, _estimate(leave_one_out)), EXACT) for n in (2, 3)},
-        "any G": (_any_size(sp.S.One, sp.S.One), EXACT),
-        "G = 3: 3/2 of the group mean's, sample by sample": _two_rewards(leave_one_out, group_mean, sp.Rational(3, 2)),
+    statements=(
+        _is(LEAVE_ONE_OUT_ADVANTAGE, EXACT),
+        _is(LEAVE_ONE_OUT_ADVANTAGE - G / (G - 1) * GROUP_MEAN_ADVANTAGE, sp.Integer(0)),
+    ),
+    near_misses={
+        "factor (G − 1)/G": _is(LEAVE_ONE_OUT_ADVANTAGE, FACTOR * EXACT),
+        "the group mean's gradient": _is(LEAVE_ONE_OUT_ADVANTAGE - GROUP_MEAN_ADVANTAGE, sp.Integer(0)),
+        "the group mean is unbiased": _is(GROUP_MEAN_ADVANTAGE, EXACT),
+        "the mean of the others over G": _is(at(R, i) - over(j, at(R, j), NOT, i) / G, EXACT * G / (G - 1)),
     },
-    near_misses=lambda: {
-        "factor (G − 1)/G": (_expected(3, _estimate(leave_one_out)), EXACT * 2 / 3),
-        "the group mean's advantage": _two_rewards(leave_one_out, group_mean, sp.S.One),
-        "the group mean is unbiased": (_expected(2, _estimate(group_mean)), _expected(2, _estimate(leave_one_out))),
-    },
+    printed=1,
 )
 
-
-RATE = finite(p * R).xreplace(ONE_RIGHT)  # ρ, the chance of a right answer
-RATE_GRADIENT = EXACT.xreplace(ONE_RIGHT)
-_rate = sp.Function("rho", positive=True)(theta)
-_hits, _misses = sp.symbols("hits misses", positive=True)
-
-
-def _std_gradient(size: int) -> sp.Expr:
-    def estimate(drawn: Sequence[Sample]) -> sp.Expr:
-        return sum(a * at(score) for a, at in zip(standardised(_right(drawn)), drawn, strict=True)) / size
-
-    return group(size, estimate)
+RATE = E(p, R)  # ρ, the chance of a right answer
+SPREAD = over(k, (at(R, k) - over(j, at(R, j)) / G) ** 2)
+DEVIATION = sp.sqrt(SPREAD / G)
+_rho, _std, _sd, _rate_old = sp.Symbol("rho"), sp.Symbol("std"), sp.Symbol("varsigma"), sp.Symbol("rho_old")
+_rho_k = sp.Symbol("rho_K")
+STANDARDISED = Ratio(GROUP_MEAN_ADVANTAGE, _std)
 
 
-def _mean_std(size: int) -> sp.Expr:
-    return group(size, lambda drawn: standard_deviation(_right(drawn)))
+def _listed(size: int) -> Listed:
+    return Listed(group=size, right=True, old_is_normalised=True)
 
 
-def _of_this_group() -> Equation:
-    # Given how many are right, a right answer's mean score is ∇log ρ and a wrong one's ∇log(1 − ρ).
-    size = _hits + _misses
-    std = sp.sqrt(_hits * _misses) / size
-    right, wrong = (1 - _hits / size) / std, -_hits / size / std
-    total = _hits * right * sp.log(_rate).diff(theta) + _misses * wrong * sp.log(1 - _rate).diff(theta)
-    return total / size, std * _rate.diff(theta) / (_rate * (1 - _rate))
+def _std_gradient(size: int, value: sp.Expr) -> Statement:
+    left = OfGroup(p, group_gradient(STANDARDISED, sp.Integer(1)))
+    return equal(left, value, _listed(size), std=DEVIATION, rho=RATE)
 
 
-def _infinite_group(objective: sp.Expr) -> Equation:
-    std = sp.sqrt(_rate * (1 - _rate))
-    outcomes = {_rate: 1, 1 - _rate: 0}
-    expected = sum(chance * (right - _rate) / std * sp.log(chance).diff(theta) for chance, right in outcomes.items())
-    return expected, objective.diff(theta)
+def _infinite(value: sp.Expr) -> Statement:
+    left = E(q, w * (R - _rate_old) / _sd * score())
+    return equal(left, value, NORMALISED, varsigma=sp.sqrt(variance(q, R)), rho_old=E(q, R))
 
 
-def _four(factor: sp.Expr) -> Equation:
-    return _std_gradient(4), factor * RATE_GRADIENT
+def _right(value: sp.Expr) -> Statement:
+    chance = sp.sqrt(_rho_k * (1 - _rho_k))
+    return equal(E(p, (K - _rho_k) / chance * score()), Grad(value), rho_K=E(p, K))
 
 
-_AT_FOUR = sp.sqrt(3) + (3 - 2 * sp.sqrt(3)) * RATE * (1 - RATE)
+_AT_FOUR = sp.sqrt(3) + (3 - 2 * sp.sqrt(3)) * _rho * (1 - _rho)
 GROUP_STD = Claim(
     id="group_std",
-    statement="0/1 reward, std: ∇ρ·E[std]/(ρ(1 − ρ)), a multiple of ∇ρ at G = 2, 3, not at 4; G → ∞: ∇2 arcsin√ρ",
     source="ours; advantages of Shao et al. 2024",
-    identities=lambda: {
-        "a group with any number right": _of_this_group(),
-        **{
-            f"G = {n}: ∇ρ·E[std]/(ρ(1 − ρ))": (_std_gradient(n), RATE_GRADIENT * _mean_std(n) / (RATE * (1 - RATE)))
-            for n in (2, 3, 4)
-        },
-        "G = 2: ∇ρ": (_std_gradient(2), RATE_GRADIENT),
-        "G = 3: √2·∇ρ": (_std_gradient(3), sp.sqrt(2) * RATE_GRADIENT),
-        "G = 4: (√3 + (3 − 2√3)ρ(1 − ρ))·∇ρ": _four(_AT_FOUR),
-        # By the law of large numbers E[std] → √(ρ(1 − ρ)).
-        "G → ∞: ∇2 arcsin√ρ": _infinite_group(2 * sp.asin(sp.sqrt(_rate))),
+    statements=(
+        _std_gradient(2, Grad(_rho)),
+        _std_gradient(3, sp.sqrt(2) * Grad(_rho)),
+        _std_gradient(4, _AT_FOUR * Grad(_rho)),
+        _infinite(Grad(E(p, R)) / _sd),
+        _right(2 * sp.asin(sp.sqrt(_rho_k))),
+        equal(OfGroup(p, over(i, at(R, i) * GROUP_MEAN_ADVANTAGE) / G), FACTOR * variance(p, R), GROUPS),
+        *(_std_gradient(n, OfGroup(p, DEVIATION) / (_rho * (1 - _rho)) * Grad(_rho)) for n in (2, 3, 4)),
+    ),
+    near_misses={
+        "G = 4: a multiple of ∇ρ, right at ρ = ½": _std_gradient(
+            4, (sp.sqrt(3) + (3 - 2 * sp.sqrt(3)) / 4) * Grad(_rho)
+        ),
+        "G = 4: a multiple of ∇ρ, right at ρ → 0": _std_gradient(4, sp.sqrt(3) * Grad(_rho)),
+        "G = 3: ∇ρ": _std_gradient(3, Grad(_rho)),
+        "G → ∞: ∇ρ": _infinite(Grad(E(p, R))),
+        "G → ∞: ∇arcsin√ρ": _right(sp.asin(sp.sqrt(_rho_k))),
+        "G → ∞: ∇log ρ": _right(sp.log(_rho_k)),
     },
-    near_misses=lambda: {
-        "G = 4: a multiple of ∇ρ, right at ρ = ½": _four(sp.sqrt(3) + (3 - 2 * sp.sqrt(3)) / 4),
-        "G = 4: a multiple of ∇ρ, right at ρ → 0": _four(sp.sqrt(3)),
-        "G = 3: ∇ρ": (_std_gradient(3), RATE_GRADIENT),
-        "G → ∞: ∇ρ": _infinite_group(_rate),
-        "G → ∞: ∇arcsin√ρ": _infinite_group(sp.asin(sp.sqrt(_rate))),
-        "G → ∞: ∇log ρ": _infinite_group(sp.log(_rate)),
-    },
+    printed=6,
 )
 
-
-RATE_OLD = finite(q_tilde * R).xreplace(ONE_RIGHT)
-
-
-def _keep(size: int) -> sp.Expr:
-    return _expected(size, _kept)
+KEPT, _keep = sp.Symbol("mixed"), sp.Symbol("P_keep")
+MIXED = {"mixed": Ratio(SPREAD, SPREAD)}  # 1 where rewards differ, 0 where they are equal
 
 
-def _over_kept(size: int, estimate: Groups) -> sp.Expr:
-    return _expected(size, lambda drawn: _kept(drawn) * estimate(drawn)) / _keep(size)
+def _over_kept(estimate: sp.Expr) -> sp.Expr:
+    return OfGroup(q, KEPT * estimate) / OfGroup(q, KEPT)
 
 
-def _dropped(size: int, advantages: Advantages, factor: sp.Expr) -> Equation:
-    return _over_kept(size, _estimate(advantages, _right)), factor * RATE_GRADIENT
+def _dropped(size: int, advantage: sp.Expr, value: sp.Expr) -> Statement:
+    return equal(_over_kept(group_gradient(advantage)), value, _listed(size), P_keep=OfGroup(q, KEPT), **MIXED)
 
 
-def _penalty(drawn: Sequence[Sample]) -> sp.Expr:
-    return sum(at(Z * w * sp.log(v) * score) for at in drawn) / len(drawn)
+def _chance(size: int) -> Statement:
+    rate = E(q, R)
+    return equal(OfGroup(q, KEPT), 1 - rate**G - (1 - rate) ** G, _listed(size), **MIXED)
+
+
+_PENALTY = over(i, at(w, i) * sp.log(at(v, i)) * score(at(p, i))) / G
+
+
+def _penalty(value: sp.Expr) -> Statement:
+    return equal(_over_kept(_PENALTY), value, _listed(2), **MIXED)
 
 
 DROPPED_GROUPS = Claim(
     id="dropped_groups",
-    statement="0/1 reward: dropping all-right and all-wrong groups multiplies the reward gradient by exactly 1/P(keep)",
     source="ours; dynamic sampling of Yu et al. 2025",
-    identities=lambda: {
-        f"G = {n}: {name}": equation
-        for n in (2, 3)
-        for name, equation in {
-            "P(keep) = 1 − ρⁿ − (1 − ρ)ⁿ": (_keep(n), 1 - RATE_OLD**n - (1 - RATE_OLD) ** n),
-            "group mean": _dropped(n, group_mean, FACTOR.subs(_G, n) / _keep(n)),
-            "leave-one-out": _dropped(n, leave_one_out, 1 / _keep(n)),
-        }.items()
+    statements=(
+        equal(E(q, K * (K * h)) / E(q, K), E(q, K * h) / E(q, K), NORMALISED),
+        _dropped(2, GROUP_MEAN_ADVANTAGE, FACTOR * EXACT / _keep),
+        _dropped(3, LEAVE_ONE_OUT_ADVANTAGE, EXACT / _keep),
+        _dropped(3, GROUP_MEAN_ADVANTAGE, FACTOR * EXACT / _keep),
+        _dropped(2, LEAVE_ONE_OUT_ADVANTAGE, EXACT / _keep),
+        _chance(2),
+        _chance(3),
+    ),
+    near_misses={
+        "no factor": _dropped(2, LEAVE_ONE_OUT_ADVANTAGE, EXACT),
+        "P(keep) for its inverse": _dropped(2, LEAVE_ONE_OUT_ADVANTAGE, EXACT * _keep),
+        "without a baseline": _dropped(2, at(R, i), EXACT / _keep),
+        "an estimate that is not zero on dropped groups": equal(E(q, K * h) / E(q, K), E(q, h) / E(q, K), NORMALISED),
+        "the KL's too": _penalty(OfGroup(q, _PENALTY) / OfGroup(q, KEPT)),
+        "the KL's as it was": _penalty(OfGroup(q, _PENALTY)),
     },
-    near_misses=lambda: {
-        "no factor": _dropped(2, leave_one_out, sp.S.One),
-        "P(keep) for its inverse": _dropped(2, leave_one_out, _keep(2)),
-        "without a baseline": _dropped(2, no_baseline, 1 / _keep(2)),
-        "the KL's too": (_over_kept(2, _penalty), _expected(2, _penalty) / _keep(2)),
-        "the KL's as it was": (_over_kept(2, _penalty), _expected(2, _penalty)),
-    },
+    printed=3,
 )
 
 CLAIMS = (GROUP_MEAN, LEAVE_ONE_OUT, GROUP_STD, DROPPED_GROUPS)

@@ -8,83 +8,70 @@ Source: arXiv 2505.17508, §2.2 (the off-policy mismatch and its correction); th
 
 import sympy as sp
 
-from proofs.certificate import Claim
-from proofs.definitions import k3, kl, ukl
-from proofs.expectations import ANY_MASS, Equation, expectation_old, finite, gradient, pointwise, stop_gradient
-from proofs.symbols import Z, p, q, r, score, v, w
+from proofs.certificate import ANY_MASS, Claim, Statement, equal
+from proofs.definitions import k3
+from proofs.kl_estimators import ALL_KLS, no_combination
+from proofs.language import KL, SG, UKL, E, Grad, score
+from proofs.symbols import Z, p, q, r, v, w
 
 PENALTY = k3(1 / v)
-ON_POLICY = stop_gradient(p) * PENALTY
-OFF_POLICY = expectation_old(PENALTY)
-DETACHED_WEIGHT = expectation_old(stop_gradient(w) * PENALTY)
-LIVE_WEIGHT = expectation_old(w * PENALTY)
 
 
-def _descends_forward_kl(penalty: sp.Expr) -> dict[str, Equation]:
-    return {
-        "pointwise, any mass": (gradient(pointwise, penalty), gradient(pointwise, ukl(r, p))),
-        "finite": (gradient(finite, penalty), gradient(finite, kl(r, p))),
-    }
+def _has_gradient_of(penalty: sp.Expr, divergence: sp.Expr) -> Statement:
+    return equal(Grad(penalty), Grad(divergence))
 
 
-def _near_misses(penalty: sp.Expr, gradients_of: dict[str, sp.Expr]) -> dict[str, Equation]:
-    return {
-        f"∇{name}": (gradient(finite, penalty), gradient(finite, divergence))
-        for name, divergence in gradients_of.items()
-    }
-
-
+ON_POLICY, OFF_POLICY = E(SG(p), PENALTY), E(q, PENALTY)
+DETACHED, LIVE = E(q, SG(w) * PENALTY), E(q, w * PENALTY)
 CLAIMS = (
     Claim(
         id="grpo_on_policy",
-        statement="∇ of k3(π_ref/π_θ) on samples of π_θ is ∇KL(π_ref‖π_θ), the forward KL's",
         source="ours; after arXiv 2505.17508, §2.2",
-        identities=lambda: _descends_forward_kl(ON_POLICY),
-        near_misses=lambda: _near_misses(
-            ON_POLICY, {"KL(π_θ‖π_ref)": kl(p, r), "UKL(π_θ‖π_ref)": ukl(p, r), "sampling not frozen": p * PENALTY}
+        statements=(
+            equal(Grad(ON_POLICY), E(p, (1 - 1 / v) * score())),
+            _has_gradient_of(ON_POLICY, KL(r, p)),
         ),
+        near_misses={
+            "∇KL(π_θ‖π_ref)": _has_gradient_of(ON_POLICY, KL(p, r)),
+            "∇UKL(π_θ‖π_ref)": _has_gradient_of(ON_POLICY, UKL(p, r)),
+            "sampling not frozen": _has_gradient_of(E(p, PENALTY), KL(r, p)),
+        },
     ),
     Claim(
         id="grpo_off_policy",
-        statement="∇ of k3(π_ref/π_θ) on samples of π_old is E_old[(1 − 1/v) ∇log π_θ], the gradient of neither KL",
         source="arXiv 2505.17508, §2.2",
-        identities=lambda: {
-            name: (gradient(setting, OFF_POLICY), setting(expectation_old((1 - 1 / v) * score)))
-            for name, setting in {"pointwise": pointwise, "finite": finite}.items()
-        },
-        near_misses=lambda: _near_misses(
-            OFF_POLICY,
-            {
-                "KL(π_ref‖π_θ)": kl(r, p),
-                "KL(π_θ‖π_ref)": kl(p, r),
-                "KL(π_old‖π_θ)": kl(q, p),
-                "KL(π_θ‖π_old)": kl(p, q),
-            },
+        statements=(
+            equal(Grad(OFF_POLICY), E(q, (1 - 1 / v) * score())),
+            no_combination(OFF_POLICY, ALL_KLS),
         ),
+        near_misses={
+            "∇KL(π_ref‖π_θ)": _has_gradient_of(OFF_POLICY, KL(r, p)),
+            "∇KL(π_θ‖π_ref)": _has_gradient_of(OFF_POLICY, KL(p, r)),
+            "∇KL(π_old‖π_θ)": _has_gradient_of(OFF_POLICY, KL(q, p)),
+            "∇KL(π_θ‖π_old)": _has_gradient_of(OFF_POLICY, KL(p, q)),
+        },
     ),
     Claim(
         id="grpo_live_weight",
-        statement="E_old[w·k3(π_ref/π_θ)] is UKL(π_θ‖π_ref), and with w live its gradient too",
         source="arXiv 2505.17508, §2.2",
-        identities=lambda: {
-            f"{name}: {what}": equation
-            for name, setting in ANY_MASS.items()
-            for what, equation in {
-                "value": (setting(LIVE_WEIGHT), setting(ukl(p, r))),
-                "gradient": (gradient(setting, LIVE_WEIGHT), gradient(setting, ukl(p, r))),
-            }.items()
-        },
-        near_misses=lambda: _near_misses(
-            LIVE_WEIGHT, {"KL(π_ref‖π_θ)": kl(r, p), "w detached": DETACHED_WEIGHT, "no mass Z": LIVE_WEIGHT / Z}
+        statements=(
+            equal(LIVE, UKL(p, r), ANY_MASS),
+            equal(Grad(LIVE), Grad(UKL(p, r)), ANY_MASS),
         ),
+        near_misses={
+            "∇KL(π_ref‖π_θ)": _has_gradient_of(LIVE, KL(r, p)),
+            "w detached": _has_gradient_of(LIVE, DETACHED),
+            "no mass Z": _has_gradient_of(LIVE / Z, UKL(p, r)),
+        },
     ),
     Claim(
         id="grpo_detached_weight",
-        statement="∇E_old[SG(w)·k3(π_ref/π_θ)] is ∇KL(π_ref‖π_θ) again: the weight must stay differentiable",
         source="ours; after arXiv 2505.17508, §2.2",
-        identities=lambda: _descends_forward_kl(DETACHED_WEIGHT),
-        near_misses=lambda: _near_misses(
-            DETACHED_WEIGHT, {"KL(π_θ‖π_ref)": kl(p, r), "no weight": OFF_POLICY, "no mass Z": DETACHED_WEIGHT / Z}
-        ),
+        statements=(_has_gradient_of(DETACHED, KL(r, p)),),
+        near_misses={
+            "∇KL(π_θ‖π_ref)": _has_gradient_of(DETACHED, KL(p, r)),
+            "no weight": _has_gradient_of(OFF_POLICY, KL(r, p)),
+            "no mass Z": _has_gradient_of(DETACHED / Z, KL(r, p)),
+        },
     ),
 )

@@ -1,63 +1,76 @@
 """Taking each optimum as the next reference: k rounds at k·β reach the reverse KL's optimum of one round at β.
 
-By induction: after j rounds π_j ∝ π_ref·e^{jR/(kβ)}, which holds at j = 0, and one more round gives j + 1. The
-forward KL does not compose: one round makes π_ref/π* affine in R, two rounds quadratic, whatever the strengths and
-the multipliers.
+By induction: after j rounds π_j ∝ π_ref·e^{jR/(kβ)}, which holds at j = 0, and one more round gives j + 1.
+
+The forward KL composes for no reference if three rewards differ. One round makes π_ref/π* = (λ − R)/β, affine in R; k
+rounds make it a product of k such factors, each positive and falling. Let F be a product of some: positive, falling,
+and convex. One more factor makes it fall still, and strictly convex, since F″·(λ − R) ≥ 0 and −2F′ > 0. Such a function
+meets an affine one at most twice. With two rewards it may happen, for isolated references: R = ±5/6, β = 1, π_ref =
+(1/5, 4/5) is one, in exact numbers.
 
 Source: ours; arXiv 2505.17508, §3.3 and App. G (iterative reference).
 """
 
 import sympy as sp
 
-from proofs.certificate import Claim
-from proofs.expectations import finite
-from proofs.symbols import R, beta, r
+from proofs.certificate import POSITIVE, Claim, Statement, equal, related
+from proofs.language import InReward, Total
+from proofs.machine import Listed, Numbers
+from proofs.symbols import R, beta, falling, r, to_lagrange
 
-_j, _k = sp.symbols("j k", positive=True)
-_l1, _l2 = sp.symbols("lambda_1 lambda_2", real=True)
-
-
-def _normalise(numerator: sp.Expr) -> sp.Expr:
-    return numerator / finite(numerator)
+_j, _k, _now, _once, _twice = sp.symbols("j k p_j p_once p_twice", positive=True)
 
 
-def best_response(reference: sp.Expr, strength: sp.Expr) -> sp.Expr:
-    """Return the optimum of E[R] − strength·KL(π‖reference). Source: `optimum`."""
-    return _normalise(reference * sp.exp(R / strength))
+def _tilted(reference: sp.Expr, exponent: sp.Expr) -> sp.Expr:
+    return reference * sp.exp(exponent) / Total(reference * sp.exp(exponent))
 
 
 def _after(rounds: sp.Expr) -> sp.Expr:
-    return _normalise(r * sp.exp(rounds * R / (_k * beta)))
+    return _tilted(r, rounds * R / (_k * beta))
+
+
+def _round(strength: sp.Expr) -> Statement:
+    return equal(_tilted(_now, R / strength), _after(_j + 1), p_j=_after(_j))
+
+
+PRODUCT = falling * to_lagrange
+
+# Two arms. One round of the forward KL at β: π* = β·π_ref/(λ − R), λ so that it adds up to one.
+TWO_ARMS = Listed(
+    outcomes=2,
+    at={R: (sp.Rational(5, 6), -sp.Rational(5, 6)), r: (sp.Rational(1, 5), sp.Rational(4, 5)), beta: sp.Integer(1)},
+)
 
 
 def _forward(reference: sp.Expr, strength: sp.Expr, multiplier: sp.Expr) -> sp.Expr:
     return strength * reference / (multiplier - R)
 
 
-def _second_difference(policy: sp.Expr) -> sp.Expr:
-    at = [(r / policy).subs(R, reward) for reward in (0, 1, 2)]
-    return at[0] - 2 * at[1] + at[2]
-
-
-ONE_ROUND = _forward(r, beta, _l1)
-TWO_ROUNDS = _forward(_forward(r, 2 * beta, _l1), 2 * beta, _l2)
-
+ONCE = _forward(r, beta, sp.Rational(7, 6))
+FIRST = _forward(r, 2 * beta, sp.Rational(11, 6))
+SECOND = _forward(FIRST, 2 * beta, sp.Rational(13, 6))
 
 CLAIM = Claim(
     id="iterated_reference",
-    statement="k exact rounds at k·β with π_ref ← π* reach the reverse KL's optimum at β; the forward KL's never",
     source="ours; on arXiv 2505.17508, §3.3, App. G",
-    identities=lambda: {
-        "reverse: j = 0": (_after(sp.S.Zero), _normalise(r)),
-        "reverse: j → j + 1": (best_response(_after(_j), _k * beta), _after(_j + 1)),
-        "reverse: j = k": (_after(_k), best_response(r, beta)),
-        "forward: one round, π_ref/π* is affine in R": (_second_difference(ONE_ROUND), sp.S.Zero),
-        "forward: two rounds, its second difference": (_second_difference(TWO_ROUNDS), 1 / (2 * beta**2)),
+    statements=(
+        _round(_k * beta),
+        equal(
+            InReward(InReward(PRODUCT)), to_lagrange * InReward(InReward(falling)) - 2 * InReward(falling), Numbers()
+        ),
+        related(InReward(InReward(PRODUCT)), POSITIVE, 0, Numbers()),
+        related(-InReward(PRODUCT), POSITIVE, 0, Numbers()),
+        equal(Total((_twice - _once) ** 2), 0, TWO_ARMS, p_once=ONCE, p_twice=SECOND),
+        *(equal(Total(policy), 1, TWO_ARMS) for policy in (ONCE, FIRST, SECOND)),
+        equal(_after(_k), _tilted(r, R / beta)),
+        equal(_after(sp.Integer(0)), r / Total(r)),
+    ),
+    near_misses={
+        "forward: two rounds are affine in R": equal(InReward(InReward(to_lagrange**2)), 0, Numbers()),
+        "forward: the first of two rounds is the whole": equal(Total((FIRST - ONCE) ** 2), 0, TWO_ARMS),
+        "reverse: rounds at β": _round(beta),
+        "reverse: rounds at β/k": _round(beta / _k),
+        "reverse: the reference stays": equal(_tilted(r, R / (_k * beta)), _tilted(r, R / beta)),
     },
-    near_misses=lambda: {
-        "forward composes": (_second_difference(TWO_ROUNDS), sp.S.Zero),
-        "reverse: rounds at β": (best_response(_after(_j), beta), _after(_j + 1)),
-        "reverse: rounds at β/k": (best_response(_after(_j), beta / _k), _after(_j + 1)),
-        "reverse: the reference stays": (best_response(r, _k * beta), best_response(r, beta)),
-    },
+    printed=5,
 )

@@ -1,42 +1,74 @@
 """Remark 3.5 and Appendix D: k3 averaged over the first argument is the unnormalised KL, whatever the two masses.
 
-Source: arXiv 2505.17508, Remark 3.5 and Appendix D; UKL by Definitions 3.1 and 3.4.
+Definitions 3.1 and 3.4 are the same sums, written with φ(log w) and with w·log w.
+
+Source: arXiv 2505.17508, Remark 3.5, Appendix D, and Definitions 3.1, 3.4.
 """
 
-from proofs.certificate import Claim
-from proofs.definitions import k3, kl, ukl
-from proofs.expectations import ANY_MASS, Equation, gradient, stop_gradient
+import sympy as sp
+
+from proofs.certificate import ANY_MASS, Claim, Statement, equal
+from proofs.definitions import k3
+from proofs.language import KL, SG, UKL, E, Grad, Total
 from proofs.symbols import p, q, q_tilde, w
 
-UNNORMALISED = ANY_MASS["finite"]
+d = sp.Symbol("d")
+PHI = sp.exp(d) - 1 - d
 
 
-def _identities() -> dict[str, Equation]:
-    equations = {}
-    for name, setting in ANY_MASS.items():
-        for direction, estimator, divergence in (
-            ("UKL(π_old‖π_θ)", q * k3(w), ukl(q, p)),
-            ("UKL(π_θ‖π_old)", p * k3(1 / w), ukl(p, q)),
-        ):
-            equations[f"{name}: {direction}"] = (setting(estimator), setting(divergence))
-            equations[f"{name}: ∇{direction}"] = (gradient(setting, estimator), gradient(setting, divergence))
-    return equations
+def _is(value: sp.Expr, divergence: sp.Expr) -> Statement:
+    return equal(value, divergence, ANY_MASS)
+
+
+def _moves(value: sp.Expr, divergence: sp.Expr) -> Statement:
+    return equal(Grad(value), Grad(divergence), ANY_MASS)
 
 
 CLAIM = Claim(
     id="k3_identity",
-    statement="E_old[k3(w)] = UKL(π_old‖π_θ) and E_πθ[k3(1/w)] = UKL(π_θ‖π_old), values and gradients, any masses",
     source="arXiv 2505.17508, Remark 3.5, App. D",
-    identities=_identities,
-    near_misses=lambda: {
-        "KL(π_old‖π_θ) where the masses differ": (UNNORMALISED(q * k3(w)), UNNORMALISED(kl(q, p))),
-        "KL(π_θ‖π_old) where the masses differ": (UNNORMALISED(p * k3(1 / w)), UNNORMALISED(kl(p, q))),
-        "the other direction": (UNNORMALISED(q * k3(w)), UNNORMALISED(ukl(p, q))),
-        "k3 of the inverse ratio": (UNNORMALISED(q * k3(1 / w)), UNNORMALISED(ukl(q, p))),
-        "mean over π̃_old without Z": (UNNORMALISED(q_tilde * k3(w)), UNNORMALISED(ukl(q, p))),
-        "θ in the sampling frozen": (
-            gradient(UNNORMALISED, stop_gradient(p) * k3(1 / w)),
-            gradient(UNNORMALISED, ukl(p, q)),
-        ),
+    statements=(
+        _is(E(q, k3(w)), UKL(q, p)),
+        _is(E(p, k3(1 / w)), UKL(p, q)),
+        _moves(E(q, k3(w)), UKL(q, p)),
+        _moves(E(p, k3(1 / w)), UKL(p, q)),
+    ),
+    near_misses={
+        "KL(π_old‖π_θ) where the masses differ": _is(E(q, k3(w)), KL(q, p)),
+        "KL(π_θ‖π_old) where the masses differ": _is(E(p, k3(1 / w)), KL(p, q)),
+        "the other direction": _is(E(q, k3(w)), UKL(p, q)),
+        "k3 of the inverse ratio": _is(E(q, k3(1 / w)), UKL(q, p)),
+        "mean over π̃_old without Z": _is(E(q_tilde, k3(w)), UKL(q, p)),
+        "θ in the sampling frozen": _moves(E(SG(p), k3(1 / w)), UKL(p, q)),
     },
 )
+
+FORWARD_DEFINITION = Claim(
+    id="ukl_forward_definition",
+    source="arXiv 2505.17508, Def. 3.1",
+    statements=(
+        _is(UKL(q, p), Total(q * sp.log(q / p)) + Total(p - q)),
+        equal(UKL(q, p), E(q, PHI), ANY_MASS, d=sp.log(w)),
+    ),
+    near_misses={
+        "the masses the other way round": _is(UKL(q, p), Total(q * sp.log(q / p)) + Total(q - p)),
+        "φ(−log w)": equal(UKL(q, p), E(q, PHI), ANY_MASS, d=-sp.log(w)),
+        "KL": _is(KL(q, p), Total(q * sp.log(q / p)) + Total(p - q)),
+    },
+)
+
+REVERSE_DEFINITION = Claim(
+    id="ukl_reverse_definition",
+    source="arXiv 2505.17508, Def. 3.4",
+    statements=(
+        _is(UKL(p, q), Total(p * sp.log(p / q)) + Total(q - p)),
+        _is(UKL(p, q), E(q, w * sp.log(w) - w + 1)),
+    ),
+    near_misses={
+        "the masses the other way round": _is(UKL(p, q), Total(p * sp.log(p / q)) + Total(p - q)),
+        "the forward generator": _is(UKL(p, q), E(q, w - 1 - sp.log(w))),
+        "KL": _is(KL(p, q), E(q, w * sp.log(w) - w + 1)),
+    },
+)
+
+CLAIMS = (CLAIM, FORWARD_DEFINITION, REVERSE_DEFINITION)

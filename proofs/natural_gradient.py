@@ -1,43 +1,35 @@
 """Appendix B: the linear objective less the quadratic KL is maximal at the natural gradient, Δ* = F⁻¹∇J/β.
 
-F is any symmetric 2×2 matrix of the form LLᵀ with positive diagonal, that is any positive definite one, so that the
-stationary point is the maximum. `curvature` shows that F is the Hessian of the KL.
+σ is a policy's score along a step, σ* along the step Δ*. Then F(Δ, Δ′) = E_p[σσ′], and FΔ* = ∇J/β says that ∇J·Δ =
+β·E_p[σ*σ] for every step. So it holds for any number of parameters, and for a singular F wherever such a step exists.
+`curvature` shows that F is the Hessian of the KL.
 
 Source: arXiv 2505.17508, Appendix B.
 """
 
 import sympy as sp
 
-from proofs.certificate import Claim
-from proofs.expectations import Equation
-from proofs.symbols import beta
-
-_a, _c = sp.symbols("a c", positive=True)
-_l, _g1, _g2, _x, _y = sp.symbols("l g1 g2 x y", real=True)
-_L = sp.Matrix([[_a, 0], [_l, _c]])
-FISHER = _L * _L.T
-GRADIENT = sp.Matrix([_g1, _g2])
-STEP = sp.Matrix([_x, _y])
+from proofs.certificate import Claim, Statement, equal
+from proofs.language import E
+from proofs.symbols import along, along_best, beta, p
 
 
-def _model(step: sp.Matrix) -> sp.Expr:
-    return (GRADIENT.T * step - beta * step.T * FISHER * step / 2)[0]
+def _model(score_along: sp.Expr) -> sp.Expr:
+    return beta * E(p, along_best * score_along) - beta / 2 * E(p, score_along**2)
 
 
-def _loss_of(step: sp.Matrix) -> Equation:
-    # For every other Δ the model falls short of its maximum by ½β(Δ − Δ*)ᵀF(Δ − Δ*) = ½β‖Lᵀ(Δ − Δ*)‖² ≥ 0.
-    shortfall = _L.T * (STEP - step)
-    return _model(STEP), _model(step) - beta * (shortfall.T * shortfall)[0] / 2
+def _falls_short_of(best: sp.Expr) -> Statement:
+    return equal(_model(along), _model(best) - beta / 2 * E(p, (along - best) ** 2))
 
 
 CLAIM = Claim(
     id="natural_gradient",
-    statement="Δ* = F⁻¹∇J/β maximises ∇J·Δ − ½β ΔᵀFΔ",
     source="arXiv 2505.17508, App. B",
-    identities=lambda: {"distance from the maximum": _loss_of(FISHER.inv() * GRADIENT / beta)},
-    near_misses=lambda: {
-        "plain gradient": _loss_of(GRADIENT / beta),
-        "F for F⁻¹": _loss_of(FISHER * GRADIENT / beta),
-        "no 1/β": _loss_of(FISHER.inv() * GRADIENT),
+    statements=(_falls_short_of(along_best), equal(_model(along_best), beta / 2 * E(p, along_best**2))),
+    near_misses={
+        "twice the step": _falls_short_of(2 * along_best),
+        "no step": _falls_short_of(0 * along_best),
+        "the other direction": _falls_short_of(-along_best),
+        "no 1/β": _falls_short_of(beta * along_best),
     },
 )

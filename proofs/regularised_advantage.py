@@ -7,37 +7,36 @@ Source: arXiv 2505.17508, Algorithms 1 and 2; any generator f: ours.
 
 import sympy as sp
 
-from proofs.certificate import Claim
-from proofs.divergence_table import TABLE, weight
-from proofs.expectations import Equation, pointwise
-from proofs.one_idea import OBJECTIVE
-from proofs.symbols import A, R, Z, beta, f_prime, p, u, v, w
+from proofs.certificate import Claim, Statement, equal
+from proofs.divergence_table import TABLE
+from proofs.language import Grad, Partial, score
+from proofs.symbols import A, beta, f, f_prime, p, r, u, v, w
 
 
-def _gain() -> sp.Expr:
-    probability = sp.Symbol("probability", positive=True)
-    return pointwise(OBJECTIVE).subs(p, probability).diff(probability).subs(probability, p)
+def _gain(advantage: sp.Expr) -> Statement:
+    return equal(Partial(p * A - beta * r * f(v)), advantage)
 
 
-def _identities() -> dict[str, Equation]:
-    equations = {"any f: ∂J/∂π_θ(x)": (_gain(), pointwise(R - beta * f_prime(v)))}
-    for name, row in TABLE.items():
-        a_reg = A - beta * row.f_prime.subs(v, w / u)
-        equations[f"{name}: weight = w·A_reg"] = (weight(name), Z * w * a_reg)
-    return equations
+def _weight(name: str, weight: sp.Expr) -> Statement:
+    row = TABLE[name]
+    return equal(Grad(w * A - beta * u * row.f), weight * score())
 
 
 CLAIM = Claim(
     id="regularised_advantage",
-    statement="∂J/∂π_θ(x) = R − β f′(v), and weight = w·(A − β f′(v)) for all seven rows, π_ref ≠ π_old",
     source="arXiv 2505.17508, Algorithms 1, 2; any generator ours",
-    identities=_identities,
-    near_misses=lambda: {
-        "slope v f′(v) for f′(v)": (_gain(), pointwise(R - beta * v * f_prime(v))),
-        "f′ at w": (_gain(), pointwise(R - beta * f_prime(w))),
-        "penalty's sign flipped": (_gain(), pointwise(R + beta * f_prime(v))),
-        "RKL without the 1": (weight("rkl"), Z * w * (A - beta * sp.log(w / u))),
-        "UFKL at w instead of v": (weight("ufkl"), Z * w * (A - beta * (1 - 1 / w))),
-        "weight without w": (weight("urkl"), Z * (A - beta * sp.log(w / u))),
+    statements=(
+        _gain(A - beta * f_prime(v)),
+        equal(Grad(w * A - beta * u * f(v)), w * (A - beta * f_prime(v)) * score()),
+        *(_weight(name, w * (A - beta * row.f_prime)) for name, row in TABLE.items()),
+    ),
+    near_misses={
+        "slope v f′(v) for f′(v)": _gain(A - beta * v * f_prime(v)),
+        "f′ at w": _gain(A - beta * f_prime(w)),
+        "penalty's sign flipped": _gain(A + beta * f_prime(v)),
+        "RKL without the 1": _weight("rkl", w * (A - beta * sp.log(v))),
+        "UFKL at w instead of v": _weight("ufkl", w * (A - beta * (1 - 1 / w))),
+        "weight without w": _weight("urkl", A - beta * sp.log(v)),
     },
+    printed=2,
 )

@@ -10,37 +10,29 @@ from types import ModuleType
 import sympy as sp
 
 from proofs import prop_3_2_ufkl, prop_3_6_urkl, prop_e_1_fkl, prop_e_3_rkl
-from proofs.certificate import Claim
-from proofs.expectations import PROPOSITION, expectation_old, gradient, stop_gradient, wrong_losses
-from proofs.symbols import Z, beta, p, w
-
-
-def reinforce_loss(weight: sp.Expr) -> sp.Expr:
-    """Return −SG(weight)·log π_θ. Source: arXiv 2505.17508, Propositions 4.1, F.1, F.3, F.4, F.5."""
-    return -stop_gradient(weight) * sp.log(p)
+from proofs.certificate import Claim, equal
+from proofs.language import E, Grad
+from proofs.one_idea import reinforce_loss
+from proofs.propositions import descended
+from proofs.symbols import Z, beta, p, q_tilde, w
 
 
 def _claim(divergence: str, differentiable: ModuleType) -> Claim:
     objective, weight = differentiable.OBJECTIVE, differentiable.WEIGHT
-    loss = reinforce_loss(weight)
     return Claim(
         id=f"reinforce_{divergence}",
-        statement=f"−E_old[SG(weight)·log π_θ] has the gradient −∇J of {differentiable.CLAIM.id}, and of its loss",
         source="arXiv 2505.17508, one of Props 4.1, F.1, F.3–F.5",
-        identities=lambda: {
-            f"{name}: {what}": (gradient(setting, expectation_old(loss)), gradient(setting, other))
-            for name, setting in PROPOSITION.items()
-            for what, other in {"−∇J": -objective, "loss": expectation_old(differentiable.LOSS)}.items()
-        },
-        near_misses=lambda: wrong_losses(
-            objective,
-            {
-                "weight not detached": -weight * sp.log(p),
-                "A_reg for w·A_reg": reinforce_loss(weight / w),
-                "penalty's sign flipped": reinforce_loss(weight.subs(beta, -beta)),
-                "no mass Z": reinforce_loss(weight / Z),
-            },
+        statements=(
+            descended(objective, reinforce_loss(weight)),
+            equal(Grad(Z * E(q_tilde, reinforce_loss(weight))), Grad(Z * E(q_tilde, differentiable.LOSS))),
         ),
+        near_misses={
+            "weight not detached": descended(objective, -weight * sp.log(p)),
+            "A_reg for w·A_reg": descended(objective, reinforce_loss(weight / w)),
+            "penalty's sign flipped": descended(objective, reinforce_loss(weight.subs(beta, -beta))),
+            "no mass Z": descended(objective, reinforce_loss(weight / Z)),
+        },
+        printed=1,
     )
 
 

@@ -1,145 +1,85 @@
 """Sequence level: the whole sequence is the sample x of the paper; and the geometric mean of its weights.
 
 Policies, old policy, anchor and rewards are arbitrary at every state of the tree. Left-hand sides are what a trainer
-computes, sums over samples of π_old; right-hand sides are definitions.
+computes, sums over samples of π_old; right-hand sides are definitions. The geometric mean w^{1/T} is a function of the
+response, so that one decision is enough, among any responses of any lengths.
 
 Source: ours; the paper (arXiv 2505.17508) writes x for a whole sample and applies its formulas token by token.
 """
 
 import sympy as sp
 
-from proofs.certificate import Claim
+from proofs.certificate import DIFFERENT, NORMALISED, TREES, Claim, Statement, equal, related
 from proofs.definitions import k3
-from proofs.expectations import stop_gradient
-from proofs.sequences import (
-    EVEN,
-    RAGGED,
-    Leaves,
-    Policy,
-    Tokens,
-    chance,
-    expectation,
-    expected_return,
-    frozen,
-    gradient_of,
-    new,
-    old,
-    ratio,
-    ref,
-    reverse_kl_equation,
-    reward,
-    sampled,
-    steps,
-    token_score,
-    token_sum,
-    v_at,
-)
-from proofs.symbols import beta, f, f_prime
-from proofs.token_level import token_reward, token_surrogate
+from proofs.language import KL, SG, E, Grad, Total, at, over, score
+from proofs.machine import Space
+from proofs.symbols import J, R, T, b, beta, f, f_prime, p, q, r, t, u, v, w
+
+LOG_V, SCORES = over(t, sp.log(at(v, t))), over(t, score(at(p, t)))
+TOKEN_SURROGATE = over(t, -at(w, t) * R + beta * at(u, t) * f(at(v, t)))
+WEIGHT = w * R - beta * u * v * f_prime(v)
+SURROGATE = -w * R + beta * u * f(v)
+OBJECTIVE = E(p, R) - beta * E(r, f(v))
 
 
-def _sequence_objective(leaves: Leaves) -> sp.Expr:
-    penalty = sum(chance(ref, y) * f(ratio(new, ref, y)) for y in leaves)
-    return expectation(new, leaves, reward) - beta * penalty
+def _descends(loss: sp.Expr) -> Statement:
+    return equal(Grad(E(q, loss)), -Grad(J), TREES, J=OBJECTIVE)
 
 
-def _sequence_surrogate(y: Tokens) -> sp.Expr:
-    return -ratio(new, old, y) * reward(y) + beta * ratio(ref, old, y) * f(ratio(new, ref, y))
+def _weighted(weight: sp.Expr, scores: sp.Expr) -> Statement:
+    return equal(E(q, weight * scores), Grad(J), TREES, J=OBJECTIVE)
 
 
-def _sequence_weight(y: Tokens) -> sp.Expr:
-    v = ratio(new, ref, y)
-    return ratio(new, old, y) * reward(y) - beta * ratio(ref, old, y) * v * f_prime(v)
+def _reverse(loss: sp.Expr) -> Statement:
+    return equal(Grad(E(q, loss)), Grad(KL(p, r)), TREES)
 
 
-def _weighted_scores(y: Tokens) -> sp.Expr:
-    return _sequence_weight(y) * token_sum(token_score)(y)
-
-
-def _token_k3(y: Tokens) -> sp.Expr:
-    return token_sum(lambda h, a: k3(1 / v_at(h, a)))(y)
-
-
-def _token_k1(y: Tokens) -> sp.Expr:
-    return token_sum(lambda h, a: sp.log(v_at(h, a)))(y)
-
-
+TOKEN_K3 = over(t, k3(1 / at(v, t)))
 SEQUENCE_LEVEL = Claim(
     id="sequence_level",
-    statement="log-ratios summed first: weight(Πw_t, Πv_t)·Σ_t ∇log π_t is exact for J of sequences, any f and lengths",
     source="ours; arXiv 2505.17508, Props 3.2, 3.6, E.1, E.3 with x a sequence",
-    identities=lambda: {
-        **{
-            f"{name}: {where}": equation
-            for where, leaves in {"equal lengths": EVEN, "unequal lengths": RAGGED}.items()
-            for name, equation in {
-                "surrogate": (sampled(_sequence_surrogate, leaves=leaves), -gradient_of(_sequence_objective(leaves))),
-                "weight": (expectation(old, leaves, _weighted_scores), gradient_of(_sequence_objective(leaves))),
-            }.items()
-        },
-        "Σ_t k1, sequence weight live: reverse KL": reverse_kl_equation(
-            lambda y: ratio(new, old, y) * _token_k1(y), RAGGED
-        ),
-        "Σ_t k3, sequence weight live: reverse KL": reverse_kl_equation(
-            lambda y: ratio(new, old, y) * _token_k3(y), RAGGED
-        ),
+    statements=(
+        _weighted(WEIGHT, SCORES),
+        _descends(SURROGATE),
+        _reverse(w * LOG_V),
+        _reverse(w * TOKEN_K3),
+        equal(sp.log(v), LOG_V, TREES),
+        equal(score(), SCORES, TREES),
+    ),
+    near_misses={
+        "Σ_t k3, sequence weight detached: reverse KL": _reverse(SG(w) * TOKEN_K3),
+        "Σ_t k3, geometric weight: reverse KL": _reverse(sp.sqrt(w) * TOKEN_K3),
+        "token sums": _descends(TOKEN_SURROGATE),
+        "divided by the length": _descends(SURROGATE / T),
+        "weight without w": _weighted(WEIGHT / w, SCORES),
     },
-    near_misses=lambda: {
-        "Σ_t k3, sequence weight detached: reverse KL": reverse_kl_equation(
-            lambda y: stop_gradient(ratio(new, old, y)) * _token_k3(y)
-        ),
-        "Σ_t k3, geometric weight: reverse KL": reverse_kl_equation(
-            lambda y: sp.sqrt(ratio(new, old, y)) * _token_k3(y)
-        ),
-        "token sums": (sampled(token_surrogate), -gradient_of(_sequence_objective(EVEN))),
-        "the last token's score": (
-            expectation(old, EVEN, lambda y: _sequence_weight(y) * token_score(*steps(y)[-1])),
-            gradient_of(_sequence_objective(EVEN)),
-        ),
-        "divided by the length": (
-            sampled(lambda y: _sequence_surrogate(y) / len(y), leaves=RAGGED),
-            -gradient_of(_sequence_objective(RAGGED)),
-        ),
-    },
+    printed=2,
 )
 
 
-def _geometric(policy: Policy, leaves: Leaves = EVEN) -> sp.Expr:
-    return sampled(lambda y: ratio(new, policy, y) ** sp.Rational(1, len(y)) * reward(y), policy, leaves)
+def _geometric(measure: sp.Expr, weight: sp.Expr, value: sp.Expr | int) -> Statement:
+    return equal(Grad(E(measure, weight ** (1 / T) * R)), value, NORMALISED)
 
 
-def _constant_reward(gradient_: sp.Expr) -> sp.Expr:
-    return gradient_.xreplace({reward(y): sp.S.One for y in EVEN})
-
-
+ON = p / SG(p)
+OFF = Grad(E(q, w ** (1 / T) * R))
 GEOMETRIC_LEVEL = Claim(
     id="geometric_level",
-    statement="(Πw_t)^(1/T): on-policy ∇E[R/T]; off-policy biased: ∇Σ√(π_old π_θ)R at T = 2",
     source="ours; weight of Zheng et al. 2025 (GSPO)",
-    identities=lambda: {
-        "on-policy, T = 2": (_geometric(frozen), expected_return() / 2),
-        "on-policy, unequal lengths": (
-            _geometric(frozen, RAGGED),
-            sampled(lambda y: reward(y) / len(y), new, RAGGED),
-        ),
-        "off-policy, T = 2": (
-            _geometric(old),
-            gradient_of(sum(sp.sqrt(chance(old, y)) * sp.sqrt(chance(new, y)) * reward(y) for y in EVEN)),
-        ),
+    statements=(
+        _geometric(SG(p), ON, Grad(E(p, R / T))),
+        related(OFF, DIFFERENT, Grad(E(p, R / T)), NORMALISED),
+        related(Grad(E(q, w ** (1 / T) * b)), DIFFERENT, 0, Space(old_is_normalised=True, equal_lengths=True)),
+        equal(Grad(E(q, sp.sqrt(w) * R)), Grad(Total(sp.sqrt(q * p) * R)), NORMALISED),
+    ),
+    near_misses={
+        "on-policy, ∇E[R]": _geometric(SG(p), ON, Grad(E(p, R))),
+        "on-policy, a multiple of ∇E[R]": _geometric(SG(p), ON, Grad(E(p, R)) / 2),
+        "off-policy, ∇E[R/T]": _geometric(q, w, Grad(E(p, R / T))),
+        "off-policy, ∇E[R]": _geometric(q, w, Grad(E(p, R))),
+        "off-policy, T = 2, a baseline costs nothing": equal(Grad(E(q, sp.sqrt(w) * b)), 0, NORMALISED),
     },
-    near_misses=lambda: {
-        "on-policy, ∇E[R]": (_geometric(frozen), expected_return()),
-        "on-policy, unequal lengths, a multiple of ∇E[R]": (
-            _geometric(frozen, RAGGED),
-            expected_return(leaves=RAGGED) / 2,
-        ),
-        "off-policy, ∇E[R]/T": (_geometric(old), expected_return() / 2),
-        "off-policy, the token level's gradient": (_geometric(old), sampled(token_reward) / 2),
-        "off-policy, a baseline costs nothing": (_constant_reward(_geometric(old)), sp.S.Zero),
-    },
+    printed=3,
 )
 
-CLAIMS = (
-    SEQUENCE_LEVEL,
-    GEOMETRIC_LEVEL,
-)
+CLAIMS = (SEQUENCE_LEVEL, GEOMETRIC_LEVEL)

@@ -1,4 +1,7 @@
-"""The ledger of claims: each statement, where it is made, and the roads that check it. The rows are in ledger.toml."""
+"""The ledger of claims: each statement, where it is made, and the roads that check it.
+
+The rows are in ledger.toml. What each states, and for what it holds, is in statements.toml: written from the proofs.
+"""
 
 import inspect
 import tomllib
@@ -7,6 +10,7 @@ from dataclasses import dataclass, fields
 from functools import partial
 from importlib import import_module
 from importlib.resources import files
+from typing import Any
 
 from rpg_ref.checks import Table
 from rpg_ref.divergences import DIVERGENCES, History
@@ -19,9 +23,10 @@ class Claim:
 
     Attributes:
         id: the name by which it is looked up.
-        statement: in LaTeX; p = π_θ, q = π_old, r = π_ref, w = p/q, v = p/r, u = r/q.
+        statement: in LaTeX, printed from the equations that ``python -m proofs ID`` proves; p = π_θ, q = π_old, r =
+            π_ref, w = p/q, v = p/r, u = r/q.
+        quantifiers: for what it holds, by kind: the outcomes, the policies, their masses, the group size.
         source: who states it.
-        proof: the symbolic proof, as in ``python -m proofs NAME``.
         exact: a test that holds it by enumeration, as pytest names it.
         property: a test of it on random inputs, as pytest names it.
         docs: the page and heading that explain it.
@@ -34,8 +39,8 @@ class Claim:
 
     id: str
     statement: str
+    quantifiers: dict[str, str]
     source: str
-    proof: str
     exact: str
     property: str
     docs: str
@@ -45,15 +50,26 @@ class Claim:
     def __str__(self) -> str:
         """Return the row as text, a cell a line."""
         cells = {field.name: getattr(self, field.name) for field in fields(self)}
-        cells |= {"proof": f"python -m proofs {self.proof}", "code": f"{locate(self.code)} ({self.code})"}
-        return _block(f"{cells.pop('id')}: claim", {**cells, "about": ", ".join(self.about)})
+        cells |= {"proof": self.proof, "code": f"{locate(self.code)} ({self.code})", "about": ", ".join(self.about)}
+        title, statement, holds = f"{cells.pop('id')}: claim", cells.pop("statement"), cells.pop("quantifiers")
+        return _block(title, {"statement": statement, **holds, **cells})
+
+    @property
+    def proof(self) -> str:
+        """The command that proves the statement."""
+        return f"python -m proofs {self.id}"
+
+
+def _read(name: str) -> dict[str, Any]:
+    return tomllib.loads(files("rpg_ref").joinpath(name).read_text(encoding="utf-8"))
 
 
 def _load() -> Table[Claim]:
-    rows = tomllib.loads(files("rpg_ref").joinpath("ledger.toml").read_text(encoding="utf-8"))["claim"]
+    stated = _read("statements.toml")
+    rows = _read("ledger.toml")["claim"]
     for row in rows:
         row["about"] = tuple(DIVERGENCES if row.get("about") == "divergences" else row.get("about", ()))
-    return Table("claim", {row["id"]: Claim(**row) for row in rows})
+    return Table("claim", {row["id"]: Claim(**stated[row["id"]], **row) for row in rows})
 
 
 LEDGER: Table[Claim] = _load()
@@ -183,15 +199,22 @@ def page() -> str:
 
 Every numbered statement of the paper and every fact of this project, with the three roads that must meet for it: a
 proof in symbols, a test by enumeration, a property on random inputs. p = π_θ, q = π_old, r = π_ref; w = p/q, v = p/r,
-u = r/q. Made from `rpg_ref/ledger.toml` by `make ledger`; `rpg-ref explain NAME` prints a row, with file and line."""
+u = r/q. A statement is printed from the very equations that are proved, and the rows above its source say for what they
+hold; a number in brackets counts the equations of the statement. Made from `rpg_ref/ledger.toml` and from `proofs` by
+`make ledger`; `rpg-ref explain NAME` prints a row, with file and line."""
     return "\n\n".join([head, *map(_section, LEDGER.values())])
+
+
+def _escaped(text: str) -> str:
+    return text.replace("|", "\\|").replace("*", "\\*")
 
 
 def _section(claim: Claim) -> str:
     document, _, anchor = claim.docs.removeprefix("docs/").partition("#")
     rows = {
+        **{kind: _escaped(text) for kind, text in claim.quantifiers.items()},
         "source": claim.source,
-        "proof": f"`python -m proofs {claim.proof}`",
+        "proof": f"`{claim.proof}`",
         "exact test": f"`{claim.exact}`",
         "property test": f"`{claim.property}`",
         "explained": f"[{document.removesuffix('.md')}, {anchor.replace('-', ' ')}]({document}#{anchor})",
@@ -199,4 +222,13 @@ def _section(claim: Claim) -> str:
         "about": ", ".join(f"`{name}`" for name in claim.about),
     }
     lines = (f"| {key} | {cell} |" for key, cell in rows.items() if cell)
-    return "\n".join([f"## {claim.id}", "", f"$$ {claim.statement} $$", "", "| | |", "|---|---|", *lines])
+    return "\n".join([f"## {claim.id}", "", *_formulas(claim.statement), "| | |", "|---|---|", *lines])
+
+
+def _formulas(statement: str) -> list[str]:
+    """Return a statement's equations as lines of Markdown, a formula each, numbered if there are several."""
+    stated, _, defined = statement.partition(r";\quad ")
+    equations = stated.split(r",\qquad ")
+    numbers = [rf"\text{{({n})}}\quad " if len(equations) > 1 else "" for n in range(1, len(equations) + 1)]
+    formulas = [number + equation for number, equation in zip(numbers, equations, strict=True)]
+    return [line for formula in (*formulas, *filter(None, [defined])) for line in (f"$$ {formula} $$", "")]

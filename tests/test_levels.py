@@ -125,6 +125,29 @@ def test_other_history_weights_are_wrong(name, wrong):
     assert (found - right).norm() > 1e-2 * right.norm()
 
 
+def before(log_ratio):
+    """The log-ratio of the history at each token: the sum over the tokens before it."""
+    return log_ratio.cumsum(1) - log_ratio
+
+
+@given(tree=trees())
+def test_chi2_and_jeffreys_of_responses_are_sums_over_tokens_with_weights_of_their_own(tree: Tree):
+    """Σ_t E_old[(w²_{<t}/u_{<t})·u_t·(v_t − 1)²] and w_{<t}·u_t·f_RKL + u_{<t}·u_t·f_FKL, in value and in gradient."""
+    enumeration, leaf, tables, logps = policies(tree)
+    log_w, log_u, log_v = logps.current - logps.old, logps.ref - logps.old, logps.current - logps.ref
+    v = log_v.exp()
+    terms = {
+        "chi2": (2 * before(log_w) - before(log_u) + log_u).exp() * (v - 1) ** 2,
+        "jeffreys": (before(log_w) + log_u).exp() * v * log_v - (before(log_u) + log_u).exp() * log_v,
+    }
+    for name, term in terms.items():
+        found = (logps.old.sum(1).exp() * torch.where(enumeration.mask, term, 0.0).sum(1)).sum()
+        whole = of_responses(name, logps)
+        assert_close(found, whole, rtol=1e-9, atol=1e-10)
+        pair = (oracle.flat_gradient(x, [leaf]) for x in (found, whole))
+        assert_close(*pair, rtol=1e-8, atol=1e-9)
+
+
 def token_sum(name, tree, ref):
     """Gradient of the token level's penalty, and of the divergence of whole responses."""
     enumeration, leaf, tables, logps = policies(tree)

@@ -204,6 +204,18 @@ def test_only_the_reverse_kl_composes(name):
     assert np.abs(rest).max() < 1e-14 if name in ("rkl", "urkl") else np.abs(rest).max() > 1e-3
 
 
+def test_with_two_rewards_the_forward_kl_composes_at_an_isolated_reference():
+    """R = ±5/6, β = 1, π_ref = (1/5, 4/5): an affine function and a quadratic one meet at both rewards."""
+    reward, away = np.array([5, -5]) / 6, {}
+    for first in (0.19, 0.2, 0.21):
+        ref = np.array([first, 1 - first])
+        two, one = iterate("fkl", reward, ref, 2.0, 2)[0], optimum("fkl", reward, ref, 1.0)[0]
+        away[first] = two[0] - one[0]
+    assert abs(away[0.2]) < 1e-14 and away[0.19] * away[0.21] < 0 and min(abs(away[0.19]), abs(away[0.21])) > 1e-4
+    two = iterate("fkl", reward, np.array([0.2, 0.8]), 2.0, 2)[0]
+    np.testing.assert_allclose(two, [0.6, 0.4], rtol=1e-13)
+
+
 @given(bandit=bandits(), beta=st.sampled_from([0.5, 1.0, 3.0]))
 def test_two_forward_kl_optima_at_two_beta_are_one_at_beta_for_another_reward(bandit: Bandit, beta):
     """r/p₂ = (λ₁ − R)(λ₂ − R)/(2β)² is of degree two in R: the optimum for ((λ₁ + λ₂)R − R²)/(4β), rising with R."""

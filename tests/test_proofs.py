@@ -7,10 +7,14 @@ import pkgutil
 import re
 import subprocess
 import sys
+import tomllib
+from fractions import Fraction
+from math import prod
 from pathlib import Path
 
 import mpmath
 import numpy as np
+import numpy_oracle
 import pytest
 import sympy as sp
 import torch
@@ -19,12 +23,51 @@ from hypothesis import strategies as st
 from strategies import DIVERGENCE_NAMES, betas
 
 import proofs
-from proofs import CLAIMS, divergence_table, sequences
-from proofs.__main__ import main
-from proofs.certificate import Claim, Verdict, check, is_refuted, residual
-from proofs.clip_region import clip
-from proofs.expectations import expectation_old, finite, group, on_policy, pointwise
-from proofs.symbols import A, R, Z, beta, f, log_v, p, q, r, theta, theta_frozen, u, v, w
+from proofs import CLAIMS, divergence_table
+from proofs.__main__ import ledger, main
+from proofs.certificate import (
+    ANY_MASS,
+    DIVERGENCE,
+    EQUAL,
+    GROUPS,
+    LESS,
+    NO_COMBINATION,
+    POSITIVE,
+    TREES,
+    Claim,
+    Statement,
+    Verdict,
+    agrees,
+    check,
+    equal,
+    is_proved,
+    is_refuted,
+    quantifiers,
+    related,
+)
+from proofs.exact import Poly, intern, is_zero
+from proofs.group_advantages import GROUP_MEAN_ADVANTAGE, group_gradient
+from proofs.language import (
+    FROM,
+    KL,
+    LAST,
+    PAST,
+    SG,
+    E,
+    Grad,
+    Larger,
+    OfGroup,
+    Total,
+    at,
+    f,
+    f_prime,
+    f_second,
+    latex,
+    over,
+    score,
+)
+from proofs.machine import TREE, Listed, Machine, Numbers, Space, Tree
+from proofs.symbols import A, G, R, Z, beta, i, log_v, p, q, q_tilde, r, t, u, v, w
 from rpg_ref import DIVERGENCES, differentiable_loss, reinforce_loss, weight
 
 ROOT = Path(__file__).parents[1]
@@ -63,6 +106,13 @@ def test_claim(name, request):
     assert CERTIFICATE[name] == str(verdict) == f"proved; {verdict.refuted} near misses refuted"
 
 
+@pytest.mark.parametrize("name", CLAIMS)
+def test_every_equation_that_is_proved_is_enumerated_too(name):
+    """The proof by unknowns and the sum at three random points agree: a mistake in one of them would show."""
+    for statement in CLAIMS[name].statements:
+        assert statement.relation != EQUAL or agrees(statement), str(statement)
+
+
 STATED = [
     *("Prop. 2.1", "App. C.1", "Prop. 3.2", "Prop. 3.6", "Defs 3.1, 3.4", "Remark 3.3", "Remark 3.5, App. D"),
     *("Prop. E.1", "Remark E.2", "Prop. E.3", "Props 4.1, F.1, F.3–F.5"),
@@ -81,25 +131,28 @@ def test_every_statement_has_a_claim(statement):
 def test_every_claim_is_registered_under_its_own_name():
     names = [m.name for m in pkgutil.iter_modules(proofs.__path__) if m.name != "__main__"]
     modules = [importlib.import_module(f"proofs.{name}") for name in names]
-    claims = [c for m in modules for c in (*getattr(m, "CLAIMS", ()), getattr(m, "CLAIM", None)) if c]
+    claims = {id(c): c for m in modules for c in (*getattr(m, "CLAIMS", ()), getattr(m, "CLAIM", None)) if c}
+    claims = [c for c in claims.values() if isinstance(c, Claim)]
     assert sorted(claim.id for claim in claims) == sorted(CLAIMS)
 
 
-TRUE, FALSE = (sp.log(p / q), sp.log(p) - sp.log(q)), (p * q, p / q)
+# The checker itself
+
+TRUE, FALSE = equal(sp.log(p / q), sp.log(p) - sp.log(q)), equal(p * q, p / q)
+OPEN = equal(Total(sp.log(p + q)), Total(sp.log(p + q) * (p + r) / (p + r)))
 
 
 @pytest.mark.parametrize(
-    ("identities", "near_misses", "failure"),
+    ("statements", "near_misses", "failure"),
     [
-        ({"x": FALSE}, {"a": FALSE, "b": FALSE}, "“x” leaves a residual"),
-        ({"x": TRUE}, {"a": FALSE, "b": TRUE}, "“b” is true"),
-        ({"x": TRUE}, {"a": FALSE, "b": (sp.erf(p), q)}, "“b” is undecided"),
-        ({"x": TRUE}, {"a": FALSE}, "1 near misses are stated"),
-        ({}, {"a": FALSE, "b": FALSE}, "no identity"),
+        ((FALSE,), {"a": FALSE, "b": FALSE}, "“p\\,q = \\frac{p}{q}” is not proved"),
+        ((TRUE,), {"a": FALSE, "b": TRUE}, "“b” is true"),
+        ((TRUE,), {"a": FALSE}, "1 near misses are stated"),
+        ((), {"a": FALSE, "b": FALSE}, "nothing is stated"),
     ],
 )
-def test_the_checker_can_fail(identities, near_misses, failure, monkeypatch, capsys):
-    claim = Claim("broken", "nonsense", "nowhere", lambda: identities, lambda: near_misses)
+def test_the_checker_can_fail(statements, near_misses, failure, monkeypatch, capsys):
+    claim = Claim("broken", "nowhere", statements, near_misses)
     verdict = check(claim)
     assert len(verdict.failures) == 1 and failure in verdict.failures[0]
     monkeypatch.setitem(CLAIMS, "broken", claim)
@@ -107,54 +160,209 @@ def test_the_checker_can_fail(identities, near_misses, failure, monkeypatch, cap
     assert "FAILED" in capsys.readouterr().out
 
 
+def test_a_divergence_of_a_policy_from_itself_is_refuted_by_nobody():
+    """D_f(r, r) = 0 is true of every f with f(1) = 0, and the checker knows that of f."""
+    for zero in (E(r, f(r / r)), E(p, f(SG(p) / p)), f(1), E(r, f((p / q) * (q / p)))):
+        assert is_proved(equal(zero, 0)) and not is_refuted(equal(zero, 0)) and agrees(equal(zero, 0))
+    assert not is_proved(equal(f_prime(1), 0)) and is_refuted(equal(f_prime(1), 0))
+    assert not is_proved(equal(f_second(1), 1)) and is_refuted(equal(f_second(1), 1))
+
+
+@pytest.mark.parametrize("factor", [(G + 1) / 6, G / (G + 1), 1 / G, 2 / G**2 - sp.Rational(1, 18) * G + 1])
+def test_a_factor_that_is_right_at_two_group_sizes_is_not_proved_of_all(factor):
+    """(G + 1)/6 is (G − 1)/G at G = 2 and 3: only the advantage itself, at any G, tells them apart."""
+    wrong = equal(OfGroup(q, group_gradient(GROUP_MEAN_ADVANTAGE)), factor * Grad(E(p, R)), GROUPS)
+    assert not is_proved(wrong) and is_refuted(wrong)
+    assert is_proved(dataclasses.replace(wrong, right=(G - 1) / G * Grad(E(p, R))))
+
+
+def test_a_history_of_two_tokens_tells_the_last_ones_weight_from_the_products():
+    """u_{t−1}·u_t for u_{<t}·u_t is right on responses of two tokens: the tree has longer ones, of uneven lengths."""
+    fkl = -at(u, t) * sp.log(at(v, t))
+    right = equal(Grad(E(q, over(t, at(u, t, PAST) * fkl))), Grad(KL(r, p)), TREES)
+    wrong = dataclasses.replace(right, left=Grad(E(q, over(t, at(u, t, LAST) * fkl))))
+    assert is_proved(right) and not is_proved(wrong) and is_refuted(wrong)
+    two = Tree(leaves=((0, 0), (0, 1), (1, 0), (1, 1)), old_is_normalised=True)
+    assert is_proved(dataclasses.replace(wrong, world=two))  # as a tree of two tokens would have said
+    lengths = {len(y) for y in TREE}
+    assert min(lengths) == 1 and max(lengths) >= 3 and len({y[0] for y in TREE}) >= 3
+
+
 def test_two_spellings_of_one_argument_refute_nothing():
-    assert not is_refuted((f((p + q) * r), f(p * r + q * r)))
-    assert not is_refuted((f(sp.log(p * q)), f(sp.log(p) + sp.log(q))))
-    assert is_refuted((f((p + q) * r), f(p * r + q)))
+    assert not is_refuted(equal(f((p + q) * r), f(p * r + q * r)))
+    assert not is_refuted(equal(f(sp.log(p * q)), f(sp.log(p) + sp.log(q))))
+    assert is_refuted(equal(f((p + q) * r), f(p * r + q)))
 
 
 def test_roots_are_enclosed_where_they_are_real():
-    assert is_refuted((sp.sqrt(p), p)) and is_refuted((p ** sp.Rational(1, 3), sp.sqrt(p)))
-    assert not is_refuted((sp.sqrt(-p), p))
+    assert is_refuted(equal(sp.sqrt(p), p)) and is_refuted(equal(p ** sp.Rational(1, 3), sp.sqrt(p)))
+
+
+def test_what_cannot_be_decided_is_neither_proved_nor_refuted():
+    assert not is_refuted(OPEN)
 
 
 def test_an_undecided_comparison_is_an_error():
-    with pytest.raises(ValueError, match="smaller region"):
-        clip(q, sp.S.Zero, r)
+    for open_ in (A, p - q, 1 / (p - q), sp.log(p)):
+        with pytest.raises(ValueError, match="smaller region"):
+            is_proved(equal(Larger(open_, 0), open_, Numbers()))
+    assert is_proved(equal(Larger(1 / (p + q), 0), 1 / (p + q), Numbers()))
 
 
-def test_a_group_is_independent_samples():
-    """The enumeration's own sums: probabilities add up to one, and means of products are products of means."""
-    assert residual((group(3, lambda drawn: sp.S.One), sp.S.One)) == 0
-    assert residual((group(2, lambda drawn: drawn[0](R) * drawn[1](A)), finite(p * R) * finite(p * A))) == 0
+def test_a_condition_that_is_not_met_proves_nothing():
+    assert is_proved(equal(Larger(A, 0), A, Numbers(region=((A, "A>0", p),))))
+    assert is_proved(equal(Larger(A, 0), 0, Numbers(region=((A, "A<0", -p),))))
 
 
-def test_on_policy_is_the_same_numbers_held_fixed():
-    frozen_loss = on_policy(expectation_old(sp.log(v)))
-    assert residual((pointwise(p * sp.log(v)), frozen_loss.xreplace({theta_frozen: theta}))) == 0
-    assert theta_frozen in frozen_loss.free_symbols
+def test_each_relation_has_two_sides():
+    below, above = related(v, LESS, v + p, Numbers()), related(v + p, POSITIVE, v, Numbers())
+    assert is_proved(below) and is_proved(above)
+    for false in (
+        related(v + p, LESS, v, Numbers()),
+        related(v, POSITIVE, v + p, Numbers()),
+        related(v, LESS, p, Numbers()),
+    ):
+        assert not is_proved(false) and is_refuted(false)
+    for generator in (v - 1, -sp.log(v), (v - 1) ** 3, (v - 1) ** 2 - (v - 1) ** 4, (v - 1) ** 2 + 1):
+        assert not is_proved(related(generator, DIVERGENCE, 0, Numbers()))
+        assert is_refuted(related(generator, DIVERGENCE, 0, Numbers()))
+    pair, world = (Grad(KL(p, r)), Grad(KL(r, p))), Listed(outcomes=4)
+    inside, outside = Grad(KL(p, r) - KL(r, p)), Grad(E(p, R))
+    assert is_proved(related(outside, NO_COMBINATION, pair, world))
+    false = related(inside, NO_COMBINATION, pair, world)
+    assert not is_proved(false) and is_refuted(false)
 
 
-@pytest.mark.parametrize("leaves", [sequences.EVEN, sequences.RAGGED])
-@pytest.mark.parametrize("policy", [sequences.new, sequences.old, sequences.ref, sequences.frozen])
-def test_a_trees_probabilities_add_up(policy, leaves):
-    assert residual((sequences.expectation(policy, leaves, lambda y: sp.S.One), sp.S.One)) == 0
-    expected_length = sequences.expectation(policy, leaves, lambda y: sp.Integer(len(y)))
-    assert residual((sequences.over_histories(policy, leaves, lambda h: sp.S.One), expected_length)) == 0
+# Exact numbers
+
+
+NAMES = [intern(("positive", name)) for name in "abc"]
+powers = st.dictionaries(st.sampled_from(NAMES), st.integers(-2, 2).filter(bool), max_size=2)
+polys = st.lists(st.tuples(powers, st.integers(-3, 3)), max_size=3).map(
+    lambda terms: sum((Poly({tuple(sorted(x.items())): c}) if c else Poly() for x, c in terms), Poly())
+)
+
+
+@given(polys, polys, polys)
+def test_sums_and_products_obey_the_laws_of_arithmetic(a, b, c):
+    assert is_zero((a + b) * c - (a * c + b * c)) and is_zero(a * b - b * a) and is_zero((a * b) * c - a * (b * c))
+    if a.terms:
+        assert is_zero(a * a.power(Fraction(-1)) - Poly(1))
+
+
+@given(polys, polys)
+def test_what_is_not_zero_is_not_said_to_be(a, b):
+    """Two normal forms are equal where their values at three large primes are."""
+    values = dict(zip(NAMES, (10007, 10009, 10037), strict=True))
+
+    def number(poly):
+        return sum(
+            (c * prod(Fraction(values[x]) ** int(e) for x, e in powers) for powers, c in poly.terms.items()), Fraction()
+        )
+
+    assert is_zero(a - b) == (number(a) == number(b))
+
+
+def test_the_numbers_are_those_of_the_other_oracle():
+    """KL and χ² of the checker's own witness, beside NumPy's sums."""
+    machine = Machine(Space(), {}, 5)
+    values = {e: [float(machine.evaluate(e, 0, {"x": x})[0].value) for x in range(3)] for e in (p, r)}
+    assert sum(values[p]) == pytest.approx(1, abs=1e-15) and sum(values[r]) != pytest.approx(1)
+    exact = numpy_oracle.DIVERGENCE["rkl"](np.array(values[p]), np.array(values[r]))
+    found = machine.value(KL(p, r)).interval
+    assert float(found.mid) == pytest.approx(exact, rel=1e-13)
+
+
+def test_a_trees_probabilities_add_up():
+    for policy in (p, q, r):
+        assert is_proved(equal(E(policy, sp.Integer(1)), 1, TREES))
+    deeper = Tree(leaves=((0,), (1, 0), (1, 1, 0), (1, 1, 1, 0), (1, 1, 1, 1)), old_is_normalised=True)
+    assert is_proved(equal(E(p, over(t, score(at(p, t)))), 0, deeper))
+
+
+@pytest.mark.parametrize("name", ["prefix_level", "prefix_forward_kl", "chain_rule", "token_level", "token_forward_kl"])
+def test_what_is_proved_on_one_tree_holds_on_a_deeper_one(name):
+    deeper = Tree(
+        leaves=((0, 0), (0, 1, 0), (0, 1, 1, 0), (0, 1, 1, 1), (1,), (2, 0), (2, 1, 0), (2, 1, 1)),
+        old_is_normalised=True,
+    )
+    for statement in CLAIMS[name].statements:
+        assert agrees(dataclasses.replace(statement, world=deeper))
+
+
+# One source
+
+
+STATEMENTS = tomllib.loads((ROOT / "rpg_ref/statements.toml").read_text("utf-8"))
+
+
+def test_the_ledgers_statements_are_the_equations_that_are_proved():
+    assert (ROOT / "rpg_ref/statements.toml").read_text("utf-8") == ledger() + "\n", "run `make ledger`"
+
+
+def test_the_printed_statement_is_built_from_the_equations():
+    for name, claim in CLAIMS.items():
+        printed = STATEMENTS[name]["statement"]
+        assert claim.headline and all(str(statement) in printed for statement in claim.headline)
+        changed = dataclasses.replace(claim.headline[0], left=claim.headline[0].left + beta * A)
+        assert str(changed) not in printed
+
+
+def test_no_claim_says_a_statement_in_words():
+    """A claim has no field for a text that nothing proves."""
+    assert [field.name for field in dataclasses.fields(Claim)] == [
+        "id",
+        "source",
+        "statements",
+        "near_misses",
+        "printed",
+    ]
+    assert [field.name for field in dataclasses.fields(Statement)] == [
+        "left",
+        "relation",
+        "right",
+        "world",
+        "definitions",
+    ]
 
 
 def test_a_wrong_sign_in_a_proposition_is_found():
     claim = CLAIMS["prop_3_6_urkl"]
-    flipped = {name: (left, -right) for name, (left, right) in claim.identities().items()}
-    assert len(check(dataclasses.replace(claim, identities=lambda: flipped)).failures) == len(flipped)
+    flipped = tuple(dataclasses.replace(x, right=-x.right) for x in claim.statements)
+    assert len(check(dataclasses.replace(claim, statements=flipped)).failures) == len(flipped)
+
+
+def test_quantifiers_are_read_off_the_world():
+    one = quantifiers(equal(Grad(E(p, R)), 0))
+    assert "any outcomes" in one["outcomes"] and one["π_θ"].startswith("normalised") and one["regime"] == "on-policy"
+    assert quantifiers(equal(Grad(E(p, R)), 0, ANY_MASS))["π_θ"] == "of any mass"
+    assert (
+        "mass Z" in quantifiers(equal(E(q, w), 0))["π_old"]
+        and "mass" not in quantifiers(equal(E(q, w), 0, TREES))["π_old"]
+    )
+    assert quantifiers(equal(OfGroup(q, R), 0, GROUPS))["group size"] == "any G"
+    assert quantifiers(equal(OfGroup(q, R), 0, Listed(group=4, right=True)))["group size"] == "G = 4"
+    assert quantifiers(equal(KL(p, q), 0))["π_ref"].endswith("π_ref = π_old")
+    assert "1 to 3 tokens" in quantifiers(equal(E(p, R), 0, TREES))["outcomes"]
+    for claim in CLAIMS.values():
+        assert claim.quantifiers["outcomes"] == STATEMENTS[claim.id]["quantifiers"]["outcomes"]
+
+
+def test_latex_is_balanced_and_plain():
+    assert latex(Z * E(q_tilde, (w * A - beta * u * v * f_prime(v)) * score())) == (
+        r"Z\,E_{\tilde q}\left[\big(w\,A-\beta\,u\,v\,f^\prime(v)\big)\,\nabla \log p\right]"
+    )
+    assert latex(over(t, over(i, at(w, i), FROM, t))) == r"\sum_{t} (\sum_{i\ge t} w_{i})"
 
 
 def test_the_command(capsys):
     assert main(["prop_3_6_urkl"]) == 0
-    assert "proved; 6 near misses refuted" in capsys.readouterr().out
+    out = capsys.readouterr().out
+    assert "proved; 6 near misses refuted" in out and r"\nabla J = Z" in out and "π_old: any" in out
     assert main(["prop_3_6"]) == 2
     error = capsys.readouterr().err
     assert error.count("\n") == 1 and "prop_3_6_urkl" in error
+    assert main(["--ledger"]) == 0 and "[one_idea]" in capsys.readouterr().out
 
 
 def test_proofs_import_nothing_of_the_code():

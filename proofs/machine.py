@@ -1,0 +1,674 @@
+"""One interpreter of the language for two kinds of number: exact ones with unknowns, and enclosed ones at a witness.
+
+The first proves an equation, the second refutes one. A value is a list: the number and its derivatives in θ. A *world*
+says what an outcome is:
+
+    Space       one decision. Exactly: any outcome space, a sum over outcomes being an unknown of its own (its moment),
+                of which only Σp = 1, Σ∇p = 0 and the like are known. At a witness: three outcomes.
+    Listed      one decision with so many outcomes, listed in both kinds of number.
+    Tree        a response of several tokens, every response of a tree listed.
+    Numbers     no outcome at all.
+
+Source: definitions; forward-mode differentiation.
+"""
+
+import random
+from collections.abc import Callable, Mapping
+from dataclasses import dataclass, field
+from fractions import Fraction
+from functools import cached_property
+from itertools import product
+
+import sympy as sp
+
+from proofs import language as lang
+from proofs import symbols as sym
+from proofs.enclosed import Real
+from proofs.exact import NoValueError, Poly, intern, is_zero, limit, unknown_of
+
+Number = Poly | Real
+Jet = list[Number]
+Env = Mapping[object, object]
+OUTCOMES = 3
+INDICATED = (1, 0, 1)  # which of three outcomes an indicator holds for
+RIGHT = (1, 0, 0)  # a reward of 0 or 1: the first outcome is right
+LENGTHS = (1, 3, 4)
+
+TREE = ((0,), (1, 0), (1, 1, 0), (1, 1, 1), (2, 0), (2, 1))
+Tokens = tuple[int, ...]
+
+
+@dataclass(frozen=True)
+class World:
+    """What an outcome is, and what is assumed of the policies. `quantifiers` says it in words.
+
+    Attributes:
+        any_mass: the measures that need not have mass one; of q the mass is always Z.
+        old_is_normalised: Z = 1.
+        group: the number of samples in a group, or a symbol for any number; None where there are no groups.
+        right: the reward is 1 for one outcome and 0 for the others.
+        ray: logits are differentiated along themselves.
+        equal_lengths: T is one number.
+        at: the number for each symbol where a claim is about one example; policies by outcome or by history.
+        region: what else is known of a symbol, in LaTeX, and its values as an expression in symbols above 0.
+
+    Source: ours.
+    """
+
+    any_mass: tuple[sp.Symbol, ...] = (sym.r,)
+    old_is_normalised: bool = False
+    group: sp.Symbol | int | None = None
+    right: bool = False
+    ray: bool = False
+    equal_lengths: bool = False
+    at: Mapping[sp.Symbol, object] = field(default_factory=dict, hash=False)
+    region: tuple[tuple[sp.Symbol, str, sp.Expr], ...] = ()
+
+
+@dataclass(frozen=True)
+class Space(World):
+    """One decision among any outcomes. Source: ours."""
+
+
+@dataclass(frozen=True)
+class Listed(World):
+    """One decision among so many outcomes. Source: ours."""
+
+    outcomes: int = OUTCOMES
+
+
+@dataclass(frozen=True)
+class Tree(World):
+    """A response of several tokens. Source: ours."""
+
+    leaves: tuple[Tokens, ...] = TREE
+
+
+@dataclass(frozen=True)
+class Numbers(World):
+    """No outcome: algebra. Source: ours."""
+
+
+def _binomial(first: Jet, second: Jet) -> Jet:
+    """Return the product. Source: Leibniz."""
+    total = [first[0] * second[0]]
+    if len(first) > 1:
+        total.append(first[0] * second[1] + first[1] * second[0])
+    if len(first) > 2:
+        cross = first[1] * second[1]
+        total.append(first[0] * second[2] + cross + cross + first[2] * second[0])
+    return total
+
+
+def _compose(inner: Jet, outer: Jet) -> Jet:
+    """Return the chain rule's outcome; `outer` holds a function's derivatives at inner[0]. Source: the chain rule."""
+    total = [outer[0]]
+    if len(inner) > 1:
+        total.append(outer[1] * inner[1])
+    if len(inner) > 2:
+        total.append(outer[2] * inner[1] * inner[1] + outer[1] * inner[2])
+    return total
+
+
+class Machine:
+    """Evaluates expressions in one world, in one kind of number. Source: definitions."""
+
+    def __init__(self, world: World, definitions: Mapping[sp.Symbol, sp.Expr], seed: int | None = None) -> None:
+        """Take the world, the names that a statement defines, and a seed; without one numbers are exact."""
+        self.world, self.definitions = world, dict(definitions)
+        self.exact = seed is None
+        self.is_small = seed is not None and seed % 2 == 1  # so that sums of several numbers fall below 1 too
+        self.random = random.Random(seed)
+        # At a witness any number of samples is two, three or four of them.
+        self.group = world.group if self.exact or not isinstance(world.group, sp.Symbol) else (3, 2, 4)[seed % 3]
+        self.table: dict[object, object] = {}
+        self.relations: dict[int, Poly] = {}
+        self.memo: dict[object, Jet] = {}
+        self.generator = [Fraction(self.random.randint(1, 9), self.random.randint(2, 9)) for _ in range(4)]
+
+    # Numbers
+
+    def number(self, value: sp.Expr | int | Fraction) -> Number:
+        """Return a rational number. Source: ours."""
+        if isinstance(value, sp.Expr):
+            value = Fraction(int(value.p), int(value.q))
+        return Poly(Fraction(value)) if self.exact else Real(Fraction(value))
+
+    def constant(self, value: sp.Expr | int | Fraction, order: int) -> Jet:
+        """Return a number without derivatives. Source: ours."""
+        return [self.number(value)] + [self.number(0)] * order
+
+    def draw(self, key: object, *, positive: bool) -> Fraction:
+        """Return this witness's number for a key. Source: ours."""
+        if key not in self.table:
+            size = Fraction(self.random.randint(1, 23), self.random.randint(3, 13))
+            size /= 16 if self.is_small and isinstance(self.world, Numbers) else 1
+            self.table[key] = size if positive or self.random.random() < 0.5 else -size
+        return self.table[key]
+
+    def unknown(self, key: object, *, positive: bool) -> Number:
+        """Return an unknown, or this witness's number. Source: ours."""
+        if self.exact:
+            return Poly({((intern(("positive" if positive else "real", key)), Fraction(1)),): Fraction(1)})
+        return Real(self.draw(key, positive=positive))
+
+    # Expressions
+
+    def evaluate(self, e: sp.Expr, order: int, env: Env) -> Jet:
+        """Return the expression's value and its first derivatives. Source: definitions."""
+        if e.is_Rational:
+            return self.constant(e, order)
+        key = (e, order, frozenset(env.items()))
+        if key not in self.memo:
+            self.memo[key] = self._evaluate(e, order, env)
+        return self.memo[key]
+
+    def _evaluate(self, e: sp.Expr, order: int, env: Env) -> Jet:
+        if e.is_Symbol:
+            return self.symbol(e, order, env)
+        if e.is_Add:
+            values = [self.evaluate(x, order, env) for x in e.args]
+            return [sum(parts[1:], parts[0]) for parts in zip(*values, strict=True)]
+        if e.is_Mul:
+            result = self.evaluate(e.args[0], order, env)
+            for x in e.args[1:]:
+                result = _binomial(result, self.evaluate(x, order, env))
+            return result
+        if e.is_Pow and e.base == sp.E:
+            return self._exp(self.evaluate(e.exp, order, env))
+        if e.is_Pow:
+            return self._power(e, order, env)
+        if e in (sp.oo, -sp.oo, sp.zoo, sp.nan, sp.I, sp.pi):
+            raise NoValueError(f"{e} is no number that a claim may hold.")
+        return getattr(self, f"_{e.func.__name__}")(e, order, env)
+
+    def _power(self, e: sp.Expr, order: int, env: Env) -> Jet:
+        base, exponent = self.evaluate(e.base, order, env), self.evaluate(e.exp, order, env)
+        n = _plain(exponent)
+        if n is None:
+            return self._exp(_binomial(exponent, self._log_jet(base)))
+        if n > 0 and all(_plain([x]) == 0 for x in base):
+            return self.constant(0, order)
+        outer, factor = [], Fraction(1)
+        for k in range(order + 1):
+            outer.append(base[0].power(n - k) * self.number(factor) if factor else self.number(0))
+            factor *= n - k
+        return _compose(base, outer)
+
+    def _log_jet(self, x: Jet) -> Jet:
+        outer = [x[0].log()]
+        if len(x) > 1:
+            outer.append(x[0].power(Fraction(-1)))
+        if len(x) > 2:
+            outer.append(-x[0].power(Fraction(-2)))
+        return _compose(x, outer)
+
+    def _log(self, e: sp.Expr, order: int, env: Env) -> Jet:
+        return self._log_jet(self.evaluate(e.args[0], order, env))
+
+    def _exp(self, x: sp.Expr | Jet, order: int = 0, env: Env | None = None) -> Jet:
+        inner = x if isinstance(x, list) else self.evaluate(x.args[0], order, env)
+        return _compose(inner, [inner[0].exp()] * len(inner))
+
+    def _asin(self, e: sp.Expr, order: int, env: Env) -> Jet:
+        inner = self.evaluate(e.args[0], order, env)
+        if order > 1 or not (self.exact or order):
+            raise ValueError("only the derivative of an arcsine is known.")
+        value = inner[0].apply("asin") if self.exact else self.number(0)
+        slope = (self.number(1) - inner[0] * inner[0]).power(Fraction(-1, 2)) if order else None
+        return _compose(inner, [value, slope][: order + 1])
+
+    def generated(self, e: sp.Expr, order: int, env: Env) -> Jet:
+        """Return a derivative of the arbitrary generator, which is 0 at 1. Source: definition."""
+        inner, first = self.evaluate(e.args[0], order, env), sym.DERIVATIVE[e.func]
+        return _compose(inner, [self._generator(first + k, inner[0]) for k in range(order + 1)])
+
+    def _generator(self, k: int, x: Number) -> Number:
+        if self.exact:
+            at_one = not (x - self.number(1)).terms
+            return self.number(0) if k == 0 and at_one else x.apply(f"f{k}")
+        # At a witness it is a polynomial in v − 1 without constant term.
+        step, total = x - self.number(1), self.number(0)
+        for n, coefficient in enumerate(self.generator, start=1):
+            factor = coefficient
+            for m in range(k):
+                factor *= n - m
+            if factor:
+                total = total + step.power(Fraction(n - k)) * self.number(factor)
+        return total
+
+    _f = _f_prime = _f_second = generated
+
+    # Outcomes
+
+    def symbol(self, e: sp.Symbol, order: int, env: Env) -> Jet:
+        """Return what a name stands for. Source: `proofs.language`."""
+        if e in env:
+            raise ValueError(f"the index {e} stands where a value should.")
+        if e in self.definitions:
+            return self.evaluate(self.definitions[e], order, env)
+        if e in sym.RATIOS and "y" not in env and "x" not in env:
+            return self._free(e, order)
+        if e in sym.RATIOS:
+            return self.evaluate(sym.RATIOS[e], order, env)
+        if e == sym.log_v:
+            return self.evaluate(sp.log(sym.v), order, env)
+        if e == sym.G and isinstance(self.group, int):
+            return self.constant(self.group, order)
+        if e not in sym.KINDS or (e == sym.T and self.world.equal_lengths):
+            return self._free(e, order)
+        if "y" in env:
+            return self._of_response(e, order, env)
+        if "x" not in env:
+            return self._free(e, order)
+        return self._of_outcome(e, order, env["x"])
+
+    def _free(self, e: sp.Symbol, order: int) -> Jet:
+        """Return a number that no outcome changes; in Numbers those of `region` may move."""
+        if e == sym.MOVING:
+            value = self.number(self.world.at[e]) if e in self.world.at else self.unknown("moving", positive=True)
+            return ([value, self.number(1)] + [self.number(0)] * order)[: order + 1]
+        if e in self.world.at:
+            return self.constant(sp.sympify(self.world.at[e]), order)
+        for known, _, value in self.world.region:
+            if e == known:
+                return self.evaluate(value, order, {})
+        if e in _SIGNS:
+            values = [self.unknown((e.name, n), positive=True) for n in range(3)]
+            return [values[n] * self.number(sign) for n, sign in enumerate(_SIGNS[e])][: order + 1]
+        if e == sym.to_lagrange:
+            return [self.unknown(e.name, positive=True), self.number(-1), self.number(0)][: order + 1]
+        if e in (sym.p, sym.v, sym.w, sym.g):
+            return [self.unknown((e.name, k), positive=k == 0 and bool(e.is_positive)) for k in range(order + 1)]
+        return [self.unknown(e.name, positive=bool(e.is_positive))] + [self.number(0)] * order
+
+    def _of_outcome(self, e: sp.Symbol, order: int, x: int) -> Jet:
+        kind = sym.KINDS[e]
+        live = kind in (sym.LIVE_POLICY, sym.LIVE_VALUE)
+        orders = order if live else 0
+        tail = [self.number(0)] * (order - orders)
+        if e == sym.q and e not in self.world.at:
+            mass = self.constant(1, order) if self.world.old_is_normalised else self._free(sym.Z, order)
+            return _binomial(mass, self._of_outcome(sym.q_tilde, order, x))
+        if e == sym.z:
+            direction = self.table.get("direction", sym.a)
+            value = self._atom(e, x, 0, positive=False)
+            if not order:
+                return [value]
+            slope = value if self.world.ray else self.evaluate(direction, 0, {"x": x})[0]
+            return ([value, slope] + [self.number(0)] * order)[: order + 1]
+        if self.world.right and e == sym.R and not self._is_generic:
+            return self.constant(RIGHT[x], order)
+        if not self.exact and e not in self.world.at:
+            if kind == sym.INDICATOR:
+                return self.constant(INDICATED[x % 3], order)
+            if kind == sym.LENGTH:
+                return self.constant(LENGTHS[x % 3], order)
+        if kind == sym.INDICATOR:
+            return [Poly({((intern(("indicator", (e.name, x))), Fraction(1)),): Fraction(1)})] + tail
+        positive = kind in (sym.LIVE_POLICY, sym.POLICY, sym.MEASURE, sym.LENGTH)
+        return [self._atom(e, x, k, positive=positive and k == 0) for k in range(orders + 1)] + tail
+
+    @property
+    def _is_generic(self) -> bool:
+        return self.exact and isinstance(self.world, Space)
+
+    @property
+    def size(self) -> int:
+        """How many outcomes are listed."""
+        if isinstance(self.world, Listed):
+            return self.world.outcomes
+        return 2 if self.group == 4 else OUTCOMES  # 16 groups, not 81
+
+    def _atom(self, e: sp.Symbol, x: int, k: int, *, positive: bool) -> Number:
+        if e in self.world.at:
+            value = self.world.at[e]
+            return self.number(sp.sympify(value[k][x] if isinstance(value[0], tuple) else value[x]))
+        is_policy = sym.KINDS[e] in (sym.LIVE_POLICY, sym.POLICY, sym.MEASURE)
+        one = is_policy and e not in self.world.any_mass
+        if self.exact:
+            found = self.unknown((e.name, x, k), positive=positive)
+            if one and not self._is_generic and x == self.size - 1:
+                (((unknown, _),),) = found.terms
+                rest = sum((self.unknown((e.name, y, k), positive=positive) for y in range(x)), Poly())
+                self.relations[unknown] = Poly(int(k == 0)) - rest
+            return found
+        if one:
+            return Real(self._shares((e.name, k), self.size, k)[x])
+        return Real(self.draw((e.name, x, k), positive=positive))
+
+    def _shares(self, key: object, size: int, k: int) -> list[Fraction]:
+        """Return rational probabilities that add up to one, or derivatives of them, which add up to zero."""
+        if key not in self.table:
+            parts = [Fraction(self.random.randint(1, 11)) for _ in range(size)]
+            if k == 0:
+                self.table[key] = [part / sum(parts) for part in parts]
+            else:
+                parts = [part * self.random.choice((1, -1)) for part in parts]
+                parts[0] += 1 if not sum(map(abs, parts)) else 0
+                self.table[key] = [part / 7 - sum(parts) / (7 * size) for part in parts]
+        return self.table[key]
+
+    def total(self, body: Callable[[Env], Jet], order: int, env: Env) -> Jet:
+        """Return the sum over outcomes. Source: definition."""
+        if isinstance(self.world, Tree):
+            return _added([body({**env, "y": leaf}) for leaf in self.world.leaves])
+        if not self._is_generic:
+            return _added([body({**env, "x": x}) for x in range(self.size)])
+        depth = env.get("depth", 0)
+        values = body({**env, "x": depth, "depth": depth + 1})
+        return [self.moment(value, depth) for value in values]
+
+    def moment(self, value: Poly, x: int) -> Poly:
+        """Return the sum over outcome x: what is without x times the moment of what is with it. Source: linearity."""
+        result: dict = {}
+        total = Poly()
+        for powers, coefficient in value.terms.items():
+            inside = tuple((unknown, e) for unknown, e in powers if x in outcomes_of(unknown))
+            outside = tuple((unknown, e) for unknown, e in powers if x not in outcomes_of(unknown))
+            result.setdefault(inside, {})[outside] = result.get(inside, {}).get(outside, 0) + coefficient
+        for inside, outside in result.items():
+            total = total + Poly(outside) * self._moment(tuple(sorted((renamed(y, x), e) for y, e in inside)))
+        return total
+
+    def _moment(self, powers: tuple) -> Poly:
+        if len(powers) == 1 and powers[0][1] == 1:
+            kind, key = unknown_of(powers[0][0])[:2]
+            if kind in ("positive", "real"):
+                symbol = next((e for e in sym.KINDS if e.name == key[0]), None)
+                is_policy = sym.KINDS[symbol] in (sym.LIVE_POLICY, sym.POLICY, sym.MEASURE)
+                if is_policy and symbol not in self.world.any_mass:
+                    return Poly(int(key[2] == 0))
+        return Poly({((intern(("positive" if _is_positive(powers) else "real", ("moment", powers))), Fraction(1)),): 1})
+
+    def _E(self, e: sp.Expr, order: int, env: Env) -> Jet:  # noqa: N802
+        return self.total(lambda inner: self.evaluate(e.args[0] * e.args[1], order, inner), order, env)
+
+    def _Total(self, e: sp.Expr, order: int, env: Env) -> Jet:  # noqa: N802
+        return self.total(lambda inner: self.evaluate(e.args[0], order, inner), order, env)
+
+    def _divergence(self, e: sp.Expr, order: int, env: Env) -> Jet:
+        if isinstance(self.world, Numbers):
+            return self.evaluate(e.func.definition(*e.args), order, env)
+        tokens = e.atoms(lang.At)
+        if "y" in env and tokens:
+            return self._next(e.func.definition(*e.args), next(iter(tokens)).args[1], order, env)
+        return self.total(lambda inner: self.evaluate(e.func.definition(*e.args), order, inner), order, env)
+
+    _KL = _UKL = _Jeffreys = _JS = _ChiSquare = _divergence
+
+    def _Grad(self, e: sp.Expr, order: int, env: Env) -> Jet:  # noqa: N802
+        if len(e.args) == 1:
+            return self.evaluate(e.args[0], order + 1, env)[1:]
+        before, self.table["direction"] = self.table.get("direction", sym.a), e.args[1]
+        memo, self.memo = self.memo, {}
+        value = self.evaluate(e.args[0], order + 1, env)[1:]
+        self.table["direction"], self.memo = before, memo
+        return value
+
+    _Along = _InReward = _Grad
+
+    def _SG(self, e: sp.Expr, order: int, env: Env) -> Jet:  # noqa: N802
+        return self.evaluate(e.args[0], 0, env) + [self.number(0)] * order
+
+    def _Partial(self, e: sp.Expr, order: int, env: Env) -> Jet:  # noqa: N802
+        value, density = (self.evaluate(x, order + 1, env)[1:] for x in (e.args[0], sym.p))
+        return _binomial(value, [density[0].power(Fraction(-1))] + [self.number(0)] * order)
+
+    def _Slope(self, e: sp.Expr, order: int, env: Env) -> Jet:  # noqa: N802
+        v, value = self.evaluate(e.args[1], order + 1, env), self.evaluate(e.args[0], order + 1, env)
+        return _binomial(v[:-1], _binomial(value[1:], [v[1].power(Fraction(-1))] + [self.number(0)] * order))
+
+    def _Ratio(self, e: sp.Expr, order: int, env: Env) -> Jet:  # noqa: N802
+        below = self.evaluate(e.args[1], order, env)
+        if below[0].sign() == 0 and not any((x.terms if self.exact else x.sign()) for x in below[1:]):
+            return self.constant(0, order)
+        return self.evaluate(e.args[0] / e.args[1], order, env)
+
+    def _Larger(self, e: sp.Expr, order: int, env: Env) -> Jet:  # noqa: N802
+        first, second = (self.evaluate(x, order, env) for x in e.args)
+        sign = (first[0] - second[0]).sign()
+        if sign is None:
+            raise ValueError(f"which of {e.args} is larger is not decided by signs; choose a smaller region.")
+        return first if sign >= 0 else second
+
+    def _Smaller(self, e: sp.Expr, order: int, env: Env) -> Jet:  # noqa: N802
+        larger = self.evaluate(lang.Larger(-e.args[0], -e.args[1]), order, env)
+        return [-x for x in larger]
+
+    # Indices
+
+    def _Over(self, e: sp.Expr, order: int, env: Env) -> Jet:  # noqa: N802
+        value, index, relation, other = e.args
+        length = len(env["y"]) if "y" in env else self.group
+        if isinstance(length, int):
+            last = env.get(other, 0)
+            allowed = {
+                lang.ALL: lambda n: True,
+                lang.FROM: lambda n: n >= last,
+                lang.AFTER: lambda n: n > last,
+                lang.BEFORE: lambda n: n < last,
+                lang.UP_TO: lambda n: n <= last,
+                lang.NOT: lambda n: n != last,
+            }[relation]
+            values = [self.evaluate(value, order, {**env, index: n}) for n in range(1, length + 1) if allowed(n)]
+            return _added(values) if values else self.constant(0, order)
+        # Any number of samples: those that are named already, and as many others as there are, which are alike.
+        slots = env.get("samples", ())
+        named = [n for n in slots if relation == lang.ALL or n != env[other]]
+        fresh = len(slots) + 1
+        rest = self._free(sym.G, order)
+        rest = [rest[0] - self.number(len(slots)), *rest[1:]]
+        new = self.evaluate(value, order, {**env, index: fresh, "samples": (*slots, fresh)})
+        parts = [self.evaluate(value, order, {**env, index: n}) for n in named]
+        return _added([*parts, _binomial(rest, new)])
+
+    def _OfGroup(self, e: sp.Expr, order: int, env: Env) -> Jet:  # noqa: N802
+        measure, value = e.args
+        size = self.group
+        if isinstance(size, int):
+            total = []
+            for drawn in product(range(self.size), repeat=size):
+                chance = self.constant(1, order)
+                for x in drawn:
+                    chance = _binomial(chance, self.evaluate(measure, order, {"x": x}))
+                inner = {("sample", n): x for n, x in enumerate(drawn, start=1)}
+                total.append(_binomial(chance, self.evaluate(value, order, inner)))
+            return _added(total)
+        values = self.evaluate(value, order, {**env, "samples": ()})
+        for n in range(1, 4):
+            values = _binomial(values, self.evaluate(measure, order, {"x": ("sample", n)}))
+            values = [self.moment(x, ("sample", n)) for x in values]
+        return values
+
+    def _At(self, e: sp.Expr, order: int, env: Env) -> Jet:  # noqa: N802
+        value, index, scope = e.args
+        n = env[index]
+        if "y" not in env:
+            x = env.get(("sample", n), ("sample", n))
+            return self.evaluate(value, order, {**env, "x": x})
+        if value in sym.RATIOS:
+            above, below = (lang.At(x, index, scope) for x in sym.RATIOS[value].as_numer_denom())
+            return self.evaluate(above / below, order, env)
+        y = env["y"]
+        if value == sym.R:
+            return self._of_response(value, order, {**env, "y": y[:n]})
+        if scope == lang.LAST:
+            return self._step(value, y[: n - 2], y[n - 2], order) if n > 1 else self.constant(1, order)
+        if scope == lang.WITHIN:
+            return self._step(value, y[: n - 1], y[n - 1], order)
+        return self._chance(value, y[: n - 1] if scope == lang.PAST else y[:n], order)
+
+    # Responses
+
+    def _of_response(self, e: sp.Symbol, order: int, env: Env) -> Jet:
+        y = env["y"]
+        if sym.KINDS[e] in (sym.LIVE_POLICY, sym.POLICY, sym.MEASURE):
+            return self._chance(e, y, order)
+        if e == sym.T:
+            return self.constant(len(y), order)
+        return [self.unknown((e.name, y), positive=False)] + [self.number(0)] * order
+
+    def _chance(self, policy: sp.Symbol, y: Tokens, order: int) -> Jet:
+        if policy.func is lang.SG:
+            return self._chance(policy.args[0], y, 0) + [self.number(0)] * order
+        key = ("chance", policy, y, order)
+        if key not in self.memo:
+            result = self.constant(1, order)
+            for n in range(len(y)):
+                result = _binomial(result, self._step(policy, y[:n], y[n], order))
+            self.memo[key] = result
+        return self.memo[key]
+
+    def _children(self, history: Tokens) -> list[int]:
+        n = len(history)
+        return sorted({leaf[n] for leaf in self.world.leaves if leaf[:n] == history and len(leaf) > n})
+
+    def _step(self, policy: sp.Symbol, history: Tokens, token: int, order: int) -> Jet:
+        if policy.func is lang.SG:
+            return self._step(policy.args[0], history, token, 0) + [self.number(0)] * order
+        live = policy == sym.p
+        values = [self._share(policy, history, token, k) for k in range((order if live else 0) + 1)]
+        return values + [self.number(0)] * (order + 1 - len(values))
+
+    def _share(self, policy: sp.Symbol, history: Tokens, token: int, k: int) -> Number:
+        children = self._children(history)
+        if policy in self.world.at:
+            return self.number(sp.sympify(self.world.at[policy][history][k][token]))
+        if not self.exact:
+            return Real(self._shares((policy.name, history, k), len(children), k)[children.index(token)])
+        found = self.unknown((policy.name, (*history, token), k), positive=k == 0)
+        if token == children[-1]:
+            (((unknown, _),),) = found.terms
+            others = [self.unknown((policy.name, (*history, c), k), positive=k == 0) for c in children[:-1]]
+            self.relations[unknown] = Poly(int(k == 0)) - sum(others, Poly())
+        return found
+
+    def _next(self, value: sp.Expr, index: sp.Symbol, order: int, env: Env) -> Jet:
+        history = env["y"][: env[index] - 1]
+        return _added(
+            [self.evaluate(value, order, {**env, "y": (*history, token)}) for token in self._children(history)]
+        )
+
+    def _Next(self, e: sp.Expr, order: int, env: Env) -> Jet:  # noqa: N802
+        index, measure, value = e.args
+        return self._next(measure * value, index, order, env)
+
+    def _Given(self, e: sp.Expr, order: int, env: Env) -> Jet:  # noqa: N802
+        index, measure, value = e.args
+        start = env["y"][: env[index]]
+        total = []
+        for leaf in self.world.leaves:
+            if leaf[: len(start)] == start:
+                chance = self.constant(1, order)
+                for n in range(len(start), len(leaf)):
+                    chance = _binomial(chance, self._step(measure, leaf[:n], leaf[n], order))
+                total.append(_binomial(chance, self.evaluate(value, order, {**env, "y": leaf})))
+        return _added(total)
+
+    def _Limit(self, e: sp.Expr, order: int, env: Env) -> Jet:  # noqa: N802
+        exact = self if self.exact else Machine(self.world, self.definitions)
+        found = limit(exact.evaluate(e.args[0], 0, env)[0], intern(("positive", e.args[1].name)))
+        return [found if self.exact else self._at_witness(found)] + [self.number(0)] * order
+
+    def _at_witness(self, poly: Poly) -> Real:
+        """Return an exact number's value where this witness's numbers stand for its unknowns."""
+        total = Real(0)
+        for powers, coefficient in poly.terms.items():
+            term = Real(Fraction(coefficient))
+            for unknown, exponent in powers:
+                kind, key = unknown_of(unknown)
+                inner = (
+                    self.unknown(key, positive=True)
+                    if kind == "positive"
+                    else Real(key)
+                    if kind == "prime"
+                    else self._at_witness(Poly({((key, Fraction(1)),): Fraction(1)})).log()
+                    if kind == "log"
+                    else self._at_witness(Poly(dict(key)))
+                )
+                term = term * inner.power(Fraction(exponent))
+            total = total + term
+        return total
+
+    # Whole statements
+
+    def value(self, e: sp.Expr) -> Number:
+        """Return the value of a closed expression. Source: ours."""
+        return self.evaluate(e, 0, self.start)[0]
+
+    @cached_property
+    def start(self) -> Env:
+        """Where an expression is read: at one outcome, unless there is none."""
+        if isinstance(self.world, Tree):
+            return {"y": self.world.leaves[2]}
+        return {} if isinstance(self.world, Numbers) else {"x": -1 if self._is_generic else 0}
+
+    def vanishes(self, e: sp.Expr) -> bool:
+        """Return whether it is zero, exactly. Source: `proofs.exact.is_zero`."""
+        return is_zero(self.value(e), self.relations)
+
+
+def _plain(jet: Jet) -> Fraction | None:
+    """Return the rational number that does not move, if it is one."""
+    found = [x.value if isinstance(x, Real) else x.terms.get((), Fraction(0)) for x in jet]
+    exact = all(isinstance(x, Fraction) for x in found)
+    exact &= all(isinstance(x, Real) or set(x.terms) <= {()} for x in jet)
+    return found[0] if exact and not any(found[1:]) else None
+
+
+_SIGNS = {sym.falling: (1, -1, 1)}  # of its value, its slope and its curvature
+
+
+def _added(jets: list[Jet]) -> Jet:
+    return [sum(parts[1:], parts[0]) for parts in zip(*jets, strict=True)]
+
+
+_outcomes: dict[int, frozenset] = {}
+
+
+def outcomes_of(unknown: int) -> frozenset:
+    """Return the outcomes of which an unknown speaks. Source: ours."""
+    if unknown not in _outcomes:
+        _outcomes[unknown] = frozenset(_found(unknown))
+    return _outcomes[unknown]
+
+
+def _found(unknown: int) -> set:
+    kind, key = unknown_of(unknown)[:2]
+    if kind in ("positive", "real", "indicator"):
+        named = isinstance(key, tuple) and len(key) == 3 and key[0] != "moment" and isinstance(key[0], str)
+        return {key[1]} if named or (kind == "indicator") else set()
+    if kind == "prime":
+        return set()
+    if kind == "log":
+        return set(outcomes_of(key))
+    if kind == "exp":
+        return set().union(*(outcomes_of(x) for x, _ in key))
+    return set().union(*(outcomes_of(x) for powers, _ in key for x, _ in powers))  # a sum, or a function of one
+
+
+def renamed(unknown: int, x: object) -> int:
+    """Return the same unknown of the outcome that a moment's key speaks of. Source: ours."""
+    return _renamed(unknown, x)
+
+
+def _renamed(unknown: int, x: object) -> int:
+    if x not in outcomes_of(unknown):
+        return unknown
+    kind, key = unknown_of(unknown)[:2]
+    if kind in ("positive", "real"):
+        return intern((kind, (key[0], "any", key[2])))
+    if kind == "indicator":
+        return intern((kind, (key[0], "any")))
+    if kind == "log":
+        return intern((kind, _renamed(key, x)))
+    if kind == "exp":
+        return intern((kind, tuple(sorted((_renamed(y, x), e) for y, e in key))))
+    return intern(
+        (kind, tuple(sorted((tuple(sorted((_renamed(y, x), e) for y, e in powers)), c) for powers, c in key)))
+    )
+
+
+def _is_positive(powers: tuple) -> bool:
+    return all(unknown_of(unknown)[0] in ("positive", "prime", "exp") for unknown, _ in powers)
