@@ -49,7 +49,7 @@ class Claim:
 
     def __str__(self) -> str:
         """Return the row as text, a cell a line."""
-        cells = {field.name: getattr(self, field.name) for field in fields(self)}
+        cells: dict[str, Any] = {field.name: getattr(self, field.name) for field in fields(self)}
         cells |= {"proof": self.proof, "code": f"{locate(self.code)} ({self.code})", "about": ", ".join(self.about)}
         title, statement, holds = f"{cells.pop('id')}: claim", cells.pop("statement"), cells.pop("quantifiers")
         return _block(title, {"statement": statement, **holds, **cells})

@@ -184,6 +184,8 @@ TABLE: list[tuple[str, tuple[Here | CI | ByTest | Exempt, ...]]] = [
     (r"make mutants", (Here("'ARGS=--only possible,'"),)),
     (r"make (bench|bench-loss|bench-plan|experiments)( ARGS=--small)?", (Here("ARGS=--small"),)),
     (r"make (audit|audit-NAME)", (Here("DOCS=out TARGETS=rpg-ref", {"audit-NAME": "audit-rpg-ref"}),)),
+    (r"make tamper", (Here("ARGS=k3_identity"),)),
+    (r"python -m proofs.tamper NAME", (Here(instead={"NAME": "k3_identity"}),)),
     (r"make ledger", (Here("DOCS=out STATEMENTS=out/statements.toml ARGS=k3_identity"),)),
     (r"make portrait", (Here("DOCS=out"),)),
     (r"make proofs", (Here("ARGS=k3_identity"),)),

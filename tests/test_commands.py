@@ -50,7 +50,7 @@ from train.watching.loggers import LOGGERS
 
 ROOT = Path(__file__).parents[1]
 DOCUMENTED = documented()
-MAINS = {"train": "train.cli", "rpg_ref": "rpg_ref.cli", "proofs": "proofs.__main__"}
+MAINS = {"train": "train.cli", "rpg_ref": "rpg_ref.cli", "proofs": "proofs.__main__", "proofs.tamper": "proofs.tamper"}
 MAKE = shutil.which("make")
 
 

@@ -14,7 +14,7 @@ from divergence_facts import FACTS
 from hypothesis import assume, given
 from hypothesis import strategies as st
 from numpy_oracle import DIVERGENCE, bandit_objective
-from strategies import DIVERGENCE_NAMES, Bandit, bandits, divergence_names, floats
+from strategies import DIVERGENCE_NAMES, Bandit, bandits, divergence_names, floats, share
 
 from rpg_ref import differentiable_loss, reinforce_loss
 
@@ -156,6 +156,7 @@ def value_chi2(p, reward, ref, beta):
     return p @ reward - beta * ((p - ref) ** 2 / ref).sum()
 
 
+@share(5)
 @given(bandit=bandits(), beta=st.sampled_from([0.04, 0.5, 1.0]))
 def test_an_action_given_up_adds_what_it_falls_short(bandit: Bandit, beta):
     """J(π*) − J(π) = β·Bregman + Σ_{π* = 0} π·(λ + β·f′(0) − R), no term negative; f′(0) = −2 for χ²."""

@@ -21,6 +21,7 @@ import torch
 from hypothesis import given
 from hypothesis import strategies as st
 from strategies import DIVERGENCE_NAMES, betas
+from tiers import quick
 
 import proofs
 from proofs import CLAIMS, divergence_table
@@ -106,7 +107,7 @@ def test_claim(name, request):
     assert CERTIFICATE[name] == str(verdict) == f"proved; {verdict.refuted} near misses refuted"
 
 
-@pytest.mark.parametrize("name", CLAIMS)
+@pytest.mark.parametrize("name", quick(CLAIMS, CLAIMS.keys() - {"group_std"}))
 def test_every_equation_that_is_proved_is_enumerated_too(name):
     """The proof by unknowns and the sum at three random points agree: a mistake in one of them would show."""
     for statement in CLAIMS[name].statements:
