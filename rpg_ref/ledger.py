@@ -27,6 +27,7 @@ class Claim:
             π_ref, w = p/q, v = p/r, u = r/q.
         quantifiers: for what it holds, by kind: the outcomes, the policies, their masses, the group size.
         source: who states it.
+        proof: the command that proves the statement.
         exact: a test that holds it by enumeration, as pytest names it.
         property: a test of it on random inputs, as pytest names it.
         docs: the page and heading that explain it.
@@ -41,6 +42,7 @@ class Claim:
     statement: str
     quantifiers: dict[str, str]
     source: str
+    proof: str
     exact: str
     property: str
     docs: str
@@ -49,15 +51,10 @@ class Claim:
 
     def __str__(self) -> str:
         """Return the row as text, a cell a line."""
-        cells: dict[str, Any] = {field.name: getattr(self, field.name) for field in fields(self)}
-        cells |= {"proof": self.proof, "code": f"{locate(self.code)} ({self.code})", "about": ", ".join(self.about)}
+        cells = {field.name: getattr(self, field.name) for field in fields(self)}
+        cells |= {"code": f"{locate(self.code)} ({self.code})", "about": ", ".join(self.about)}
         title, statement, holds = f"{cells.pop('id')}: claim", cells.pop("statement"), cells.pop("quantifiers")
         return _block(title, {"statement": statement, **holds, **cells})
-
-    @property
-    def proof(self) -> str:
-        """The command that proves the statement."""
-        return f"python -m proofs {self.id}"
 
 
 def _read(name: str) -> dict[str, Any]:
@@ -65,11 +62,12 @@ def _read(name: str) -> dict[str, Any]:
 
 
 def _load() -> Table[Claim]:
-    stated = _read("statements.toml")
-    rows = _read("ledger.toml")["claim"]
-    for row in rows:
-        row["about"] = tuple(DIVERGENCES if row.get("about") == "divergences" else row.get("about", ()))
-    return Table("claim", {row["id"]: Claim(**stated[row["id"]], **row) for row in rows})
+    stated, claims = _read("statements.toml"), {}
+    for row in _read("ledger.toml")["claim"]:
+        name = row["id"]
+        about = tuple(DIVERGENCES if row.get("about") == "divergences" else row.get("about", ()))
+        claims[name] = Claim(**stated[name], **{**row, "proof": f"python -m proofs {name}", "about": about})
+    return Table("claim", claims)
 
 
 LEDGER: Table[Claim] = _load()

@@ -149,7 +149,7 @@ def test_the_gap_to_an_optimum_on_the_boundary():
     best, lagrange = optimum("chi2", reward, ref, 1.0)
     assert best == pytest.approx([1.0, 0.0], abs=1e-12) and lagrange == pytest.approx(1.0, abs=1e-9)
     assert value_chi2(best, reward, ref, 1.0) - value_chi2(ref, reward, ref, 1.0) == pytest.approx(2.0, abs=1e-9)
-    assert GAP["chi2"](ref, best, ref) == pytest.approx(1.0, abs=1e-9)
+    assert FACTS["chi2"].bregman(ref, best, ref) == pytest.approx(1.0, abs=1e-9)
 
 
 def value_chi2(p, reward, ref, beta):
@@ -167,7 +167,7 @@ def test_an_action_given_up_adds_what_it_falls_short(bandit: Bandit, beta):
     size = 1 + np.abs(bandit.reward).max() + beta * ((1 + ref.sum()) / ref.min())
     assert (short[given_up] >= -1e-9 * size).all()
     found = value_chi2(best, bandit.reward, ref, beta) - value_chi2(p, bandit.reward, ref, beta)
-    bregman = beta * GAP["chi2"](p, best, ref)
+    bregman = beta * FACTS["chi2"].bregman(p, best, ref)
     assert abs(found - bregman - (p * short)[given_up].sum()) < 1e-9 * size
 
 
