@@ -80,7 +80,10 @@ def test_verify_announces_each_recipe(capsys, monkeypatch):
 
     def stand_in(recipe, **_):
         asked.append(recipe)
-        return rpg_ref.cli.Row(recipe.name, *[(None, None)] * 2, (0.0, 0.0), 1.0, 0.0, 0.0, 0.0, True)
+        nothing = (None, None)
+        return rpg_ref.cli.Row(
+            recipe.name, "token", nothing, nothing, (0.0, 0.0), 1.0, 0.0, 0.0, 0.0, "statement", None, True
+        )
 
     monkeypatch.setattr(rpg_ref.cli, "verify", stand_in)
     assert main(["verify", "--json"]) == 0

@@ -355,7 +355,9 @@ def from_hidden_states(recipe, device):
     advantages, mask = torch.ones(4, device=device), torch.ones(4, 3, device=device)
     hidden, head = (torch.ones(shape, device=device).bfloat16().requires_grad_() for shape in ((4, 3, 8), (16, 8)))
     tokens = mask.long()
-    loss = fused_loss(recipe, hidden, head, tokens, old, ref, advantages, mask, logp_sampler=old, chunk=5).loss
+    loss = fused_loss(
+        recipe, hidden, head, tokens, old, ref, advantages, mask, logp_sampler=old, chunk=5, denominator=12.0
+    ).loss
     return torch.autograd.grad(loss, [hidden, head])
 
 
