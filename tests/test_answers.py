@@ -14,6 +14,7 @@ import warnings
 from pathlib import Path
 
 import pytest
+from tiers import full
 
 from train.answering import checker
 from train.answering.checker import Checker
@@ -101,7 +102,7 @@ def table(rows):
     ]
 
 
-@pytest.mark.parametrize(("rule", "rows"), [("released", RELEASED), ("exact", EXACT), ("math-verify", MATH)])
+@pytest.mark.parametrize(("rule", "rows"), [("released", RELEASED), ("exact", EXACT), full("math-verify", MATH)])
 def test_which_spellings_are_right(rule, rows, capfd):
     pairs, expected = zip(*table(rows), strict=True)
     with Checker(rule, processes=1, seconds=60) as judge:

@@ -63,7 +63,7 @@ CASES = {
 }  # fmt: skip
 
 
-@pytest.mark.parametrize("case", quick(CASES, [case for case in CASES if "4 in groups" not in case]))
+@pytest.mark.parametrize("case", quick(CASES, [case for case in CASES if " in groups" not in case]))
 def test_the_expected_gradient_is_that_of_every_batch(case):
     """By the batch's own count, or a constant where the method divides by one."""
     recipe, batch, group = CASES[case]
@@ -198,6 +198,7 @@ def test_what_a_constant_denominator_leaves_is_the_baselines_doing():
     assert_close(found, exact * (GROUP - 1) / GROUP, rtol=1e-12, atol=1e-14)
 
 
+@pytest.mark.full
 def test_verify_prints_the_bias_and_what_it_is(capsys):
     row = verify(URKL)
     assert row.ok and row.bias == bias(URKL) and row.bias.batch == 64 and row.bias.group == 8

@@ -35,6 +35,7 @@ def numbers(text):
     return list(zip(map(float, found), units, strict=True))
 
 
+@pytest.mark.full
 @pytest.mark.parametrize("code", SNIPPETS)
 def test_snippet(code, capsys):
     """It runs, and prints every number that its comments say."""

@@ -16,7 +16,7 @@ from types import SimpleNamespace
 import pytest
 import torch
 from small_run import rows, small, verified_elsewhere
-from tiers import full, quick
+from tiers import full
 
 import train.job
 import train.run
@@ -341,7 +341,8 @@ def test_eval_of_a_run_s_model(tmp_path, capsys):
 # Going on
 
 
-@pytest.mark.parametrize("kind", quick(["adamw", "schedule-free"], ["adamw"]))
+@pytest.mark.full
+@pytest.mark.parametrize("kind", ["adamw", "schedule-free"])
 def test_a_run_that_stopped_goes_on_bit_for_bit(tmp_path, kind):
     whole, half = tmp_path / "whole", tmp_path / "half"
     reference = ("--reference.replace", "kl", "--reference.kappa", "1e-6", "--optimizer.kind", kind)

@@ -12,6 +12,7 @@ import fake_vllm
 import pytest
 import torch
 from small_run import small, verified_elsewhere
+from tiers import quick
 
 import train.engines.by_vllm
 import train.job
@@ -184,7 +185,7 @@ def test_an_engine_is_not_closed_after_an_error(tokenizer, vllm):
 
 
 @pytest.mark.parametrize("fault", fake_vllm.FAULTS)
-@pytest.mark.parametrize("tied", [True, False])
+@pytest.mark.parametrize("tied", quick([True, False], [True]))
 def test_a_push_that_does_not_arrive_trips_the_canary(tokenizer, vllm, fault, tied):
     """Also where the weights have not moved at all, so that stale ones would say the very same."""
     vllm(fault)

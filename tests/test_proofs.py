@@ -20,7 +20,7 @@ import sympy as sp
 import torch
 from hypothesis import given
 from hypothesis import strategies as st
-from strategies import DIVERGENCE_NAMES, betas
+from strategies import DIVERGENCE_NAMES, betas, share
 from tiers import quick
 
 import proofs
@@ -376,6 +376,7 @@ ratios = st.floats(-8.0, 8.0)
 
 
 @pytest.mark.parametrize("name", DIVERGENCE_NAMES)
+@share(5)
 @given(log_w=ratios, log_u=ratios, advantage=st.floats(-3, 3), b=betas, log_mass=st.floats(-2, 2))
 def test_code_against_the_expressions(name, log_w, log_u, advantage, b, log_mass):
     """f, slope, surrogate and weight: torch beside lambdified sympy, and the losses' autograd beside the weight."""

@@ -413,6 +413,7 @@ def made(tmp_path_factory):
     return out, folders
 
 
+@pytest.mark.full
 def test_the_page_is_well_formed_and_loads_nothing(made):
     text = (made[0] / "report.html").read_text()
     assert text.startswith("<!doctype html>\n<html") and "{{" not in text and "{%" not in text

@@ -177,6 +177,7 @@ def reached(name: str) -> Counter:
     return counts
 
 
+@pytest.mark.full
 @pytest.mark.parametrize("name", STRATEGIES)
 def test_reaches(name):
     found = reached(name)

@@ -270,6 +270,7 @@ def test_a_small_run_writes_everything_and_its_checkpoint_reloads(tmp_path, caps
     assert model.dtype == torch.float32 and model.config.eos_token_id == mine.eos_token_id
 
 
+@pytest.mark.full
 def test_the_checkpoint_is_the_model_that_was_trained(tmp_path, monkeypatch):
     trained = []
     monkeypatch.setattr(train.job, "verify", verified_elsewhere)

@@ -5,7 +5,6 @@ import pyarrow as pa
 import pyarrow.parquet as pq
 import pytest
 import torch
-from tiers import quick
 
 import train.warm_start
 from train.answering.checker import Checker
@@ -211,7 +210,8 @@ def test_other_columns_do_not_matter(tmp_path, extra):
     assert [problem.answer for problem in read(tmp_path / "x.parquet")] == ["1", "2", "3"]
 
 
-@pytest.mark.parametrize("kind", quick(["parquet", "jsonl"], ["jsonl"]))
+@pytest.mark.full
+@pytest.mark.parametrize("kind", ["parquet", "jsonl"])
 def test_row_numbers_count_the_repetitions(tmp_path, kind):
     rows = [row(str(i % 100)) for i in range(100_000)] + [row() | {"prompt": []}]
     path = tmp_path / f"x.{kind}"

@@ -9,7 +9,7 @@ import sys
 import pytest
 import torch
 from divergence_facts import FACTS
-from tiers import quick
+from tiers import QUICK_RECIPES, quick
 
 import rpg_ref.audit.verify as verify_module
 import rpg_ref.fused
@@ -31,12 +31,10 @@ from rpg_ref.audit.verify import verify
 from rpg_ref.cli import main
 
 REVERSE = {"reverse_kl": 1.0}
-ALIKE = {f"rpg-reinforce-{x}" for x in ("ufkl", "rkl", "urkl")} | {f"rpg-reinforce-{x}-clip" for x in ("fkl", "rkl")}
-"""Their divergences and their losses are each those of another recipe."""
 URKL, CLIPPED, GRPO = RECIPES["rpg-urkl"], RECIPES["rpg-reinforce-urkl-clip"], RECIPES["grpo"]
 
 
-@pytest.mark.parametrize("name", quick(RECIPES, set(RECIPES) - ALIKE))
+@pytest.mark.parametrize("name", quick(RECIPES, QUICK_RECIPES))
 def test_every_recipe_is_what_it_declares(name):
     row = verify(RECIPES[name])
     assert row.ok, row.verdict
@@ -143,7 +141,7 @@ FAULTS = {
 }
 
 
-@pytest.mark.parametrize("fault", FAULTS)
+@pytest.mark.parametrize("fault", quick(FAULTS, list(FAULTS)[::2]))
 def test_a_planted_fault_is_found(fault):
     row = verify(FAULTS[fault])
     assert not row.ok and "NOT verified" in row.verdict
@@ -187,7 +185,7 @@ IMPOSTORS = {
 }
 
 
-@pytest.mark.parametrize("fault", quick(IMPOSTORS, list(IMPOSTORS)[:4]))
+@pytest.mark.parametrize("fault", quick(IMPOSTORS, list(IMPOSTORS)[:2]))
 def test_an_impostor_is_found(fault, monkeypatch):
     recipe, loss = IMPOSTORS[fault]
     signed = loss if recipe.clip is None else lambda *a, clip, **k: loss(*a, clip=clip, **k)
@@ -250,7 +248,7 @@ FUSED_FAULTS = {
 }
 
 
-@pytest.mark.parametrize("fault", FUSED_FAULTS)
+@pytest.mark.parametrize("fault", quick(FUSED_FAULTS, list(FUSED_FAULTS)[::3]))
 def test_a_faulty_fused_path_is_found(fault, monkeypatch):
     monkeypatch.setattr(*FUSED_FAULTS[fault])
     row = verify(RECIPES["rpg-urkl-prefix"])
@@ -296,6 +294,7 @@ def test_verify_says_what_a_loss_was_held_to(capsys, monkeypatch):
     assert f"itself: {HELD_TO['itself']}" in " ".join(notes) and "Algorithm 2" not in printed
 
 
+@pytest.mark.full
 def test_a_foreign_loss_is_held_to_its_own_gradient(monkeypatch):
     assert verify(with_loss(URKL, lambda *a, **k: differentiable_loss(*a, **k))).ok
     assert not verify(with_loss(URKL, nan_where(lambda logp, old: (logp - old).detach() > 1))).ok
@@ -305,7 +304,7 @@ def test_a_foreign_loss_is_held_to_its_own_gradient(monkeypatch):
     assert not verify(around).ok
 
 
-@pytest.mark.parametrize("rule", ["clamp", "mask"])
+@pytest.mark.parametrize("rule", quick(["clamp", "mask"], ["mask"]))
 def test_a_bounded_recipe_is_held_to_its_bound_token_by_token(rule):
     recipe = dataclasses.replace(RECIPES["cispo"], bound=WeightBound(rule, 0.5, 2.0), beta=0.1)
     recipe = dataclasses.replace(recipe, on_policy_penalty=REVERSE, off_policy_penalty=REVERSE)
@@ -361,13 +360,13 @@ def from_hidden_states(recipe, device):
     return torch.autograd.grad(loss, [hidden, head])
 
 
-@pytest.mark.parametrize("name", list(RECIPES))
+@pytest.mark.parametrize("name", quick(RECIPES, QUICK_RECIPES))
 def test_a_recipe_stays_on_its_inputs_device(name):
     """As on a GPU, nothing that is made on the CPU mixes with the meta device's; and it has no values to wait for."""
     assert all(x.is_meta for x in from_log_probs(RECIPES[name], "meta"))
 
 
-@pytest.mark.parametrize("name", list(RECIPES))
+@pytest.mark.parametrize("name", quick(RECIPES, QUICK_RECIPES))
 def test_the_fused_path_stays_on_its_inputs_device(name):
     """It does read values, the mask's: on the CPU, and what is made without a device goes to another."""
     rpg_ref.fused.sees_other_tokens(RECIPES[name], on_policy=False)  # once a recipe, from numbers of its own

@@ -36,6 +36,7 @@ def no_verification(monkeypatch):
     monkeypatch.setattr(train.job, "verify", verified_elsewhere)
 
 
+@pytest.mark.full
 @pytest.mark.parametrize("recipe", ["rpg-reinforce-urkl-clip", "cispo"])
 def test_every_metric_that_is_written_is_in_the_table(tmp_path, recipe):
     folder = tmp_path / "run"
