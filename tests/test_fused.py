@@ -85,6 +85,11 @@ class Case:
             return LEVELS[recipe.level].samples(log_ratio, self.mask).exp()
 
         sample = 1 + ratio(logp, old) + ratio(self.ref, old)
+        if recipe.divergence == "chi2":
+            # Its terms are products of w²/u over the tokens before, and of u or w²/u at the token.
+            log_w, log_u = logp - old, self.ref - old
+            sample = sample + ratio(torch.maximum((2 * log_w - log_u).abs(), log_u.abs()), 0.0)
+        of_metrics = sample.max()
         if self.sampler is not None:
             sample = sample * ratio(old, self.sampler)
         # A sample of several tokens moves each of them; a prefix moves the tokens before it.
@@ -98,7 +103,7 @@ class Case:
             "logp": 1 + logits.abs().max() / self.temperature,
             "entropy": 1 + logits.abs().max() / self.temperature,
         }
-        return defaultdict(sample.max, sizes)
+        return defaultdict(lambda: of_metrics, sizes)
 
     def everything(self, path, recipe, *, on_policy, **options):
         hidden, head = (x.clone().requires_grad_() for x in (self.hidden, self.head))
