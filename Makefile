@@ -12,7 +12,7 @@ TARGETS := rpg-ref trl liger verl openrlhf rpg-in-trl rpg-in-verl
 # Outside .venv: no plugins of jaxtyping's or xdist's, and the warnings of others are theirs.
 PLAIN := -o addopts="-q --strict-markers --strict-config" -o filterwarnings=default
 PRESETS := qwen3_4b_2k qwen3_4b_4k qwen3_4b_8k qwen25_7b_instruct_2k
-DIVIDE := 16
+DIVIDE := 32
 EXAMPLES := 5000
 # Where pages that are made from code are written.
 DOCS   := docs

@@ -219,6 +219,9 @@ def rehearse(config: Config, folder: Path, *, divide: int | None, processes: int
     if divide is None:
         divide = fitting(config, devices(None, config.model.precision)) if on_gpu else ON_CPU
     say = partial(console.print, highlight=False, soft_wrap=True)
+    if config.model.precision == "bfloat16" and not on_gpu and not multiplies_bfloat16():
+        config = dataclasses.replace(config, model=dataclasses.replace(config.model, precision="float32"))
+        say("model.precision is float32 here: this processor has no bfloat16 instructions and would be 20 times slower")
     rehearsed = small(config, folder, divide)
     logging.disable_progress_bar()
     folder.mkdir(parents=True, exist_ok=True)
@@ -242,6 +245,11 @@ def rehearse(config: Config, folder: Path, *, divide: int | None, processes: int
     lacking = _lacking(rehearsed, folder / "run")
     say(f"{config.name} lacks {lacking}" if lacking else f"{config.name} is rehearsed")
     return not lacking
+
+
+def multiplies_bfloat16() -> bool:
+    """Return whether this processor has instructions for products in bfloat16."""
+    return bool(torch.cpu._is_avx512_bf16_supported() or torch.cpu._is_amx_tile_supported())
 
 
 def _launcher(processes: int) -> list[str]:
