@@ -9,6 +9,7 @@ import pytest
 from rich.console import Console
 from transformers import AutoConfig, AutoModelForCausalLM
 
+import train.rehearse
 from train.architecture import architecture
 from train.cli import main
 from train.planning.devices import devices
@@ -64,6 +65,7 @@ def run_as(monkeypatch, codes):
 @pytest.mark.parametrize("name", PAPERS)
 def test_what_is_written_is_the_architecture_with_few_widths_and_repeated_problems(name, tmp_path, monkeypatch, capsys):
     said = run_as(monkeypatch, [0, 0, 0])
+    monkeypatch.setattr(train.rehearse, "multiplies_bfloat16", lambda: True)
     assert not rehearse(load(name, {}), tmp_path, divide=32, processes=2, console=Console())
     assert "lacks evaluation of step 0 in metrics.jsonl" in capsys.readouterr().out, "codes alone are no success"
     meant, found = (
@@ -78,6 +80,15 @@ def test_what_is_written_is_the_architecture_with_few_widths_and_repeated_proble
     assert [words[0] for words in said] == ["run", "resume", "eval"]
     preset = load(str(tmp_path / "preset.toml"), {})
     assert preset == small(load(name, {}), tmp_path, 32)
+
+
+def test_a_processor_without_bfloat16_rehearses_in_float32(tmp_path, monkeypatch, capsys):
+    said = run_as(monkeypatch, [0, 0, 0])
+    monkeypatch.setattr(train.rehearse, "multiplies_bfloat16", lambda: False)
+    main(["rehearse", "cpu_tiny", "--model.precision", "bfloat16", "--divide", "4", "--out", str(tmp_path / "out")])
+    assert "model.precision is float32 here" in capsys.readouterr().out
+    assert load(str(tmp_path / "out/preset.toml"), {}).model.precision == "float32"
+    assert said[-1][said[-1].index("--precision") + 1] == "float32"
 
 
 @pytest.mark.parametrize("codes", [[1], [0, 2], [0, 0, 137]])
