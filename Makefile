@@ -99,7 +99,7 @@ rehearse: $(READY)   ## each of the paper's presets in small: two processes, a s
 check-vllm: .vllm/.ready  ## the vLLM engine for real, on the processor: what it draws, its canary, whole runs, a rehearsal
 	.vllm/bin/python -m pytest tests/test_vllm.py $(PLAIN)
 	rm -rf rehearsals/vllm
-	.vllm/bin/python -m train rehearse qwen3_4b_2k --divide $(DIVIDE) --out rehearsals/vllm
+	.vllm/bin/python -m train rehearse qwen3_4b_2k --divide 16 --out rehearsals/vllm
 	rm -rf rehearsals/vllm
 
 ledger: $(READY)     ## write the pages that are made from code: docs/certificate.txt, docs/ledger.md, docs/metrics.md
