@@ -29,7 +29,7 @@ STAGES := lint types test verify test-full check-docs rehearse check-vllm check-
 train: $(READY)      ## train a small policy with the verified core (a minute or two on two cores); make train ARGS="--seed 1"
 	$(PY) -m train run train/presets/cpu_tiny.toml $(ARGS)
 
-test: $(READY)       ## two minutes: is the mathematics right, and the driver's logic? Every symbolic proof, exact gradient and property
+test: $(READY)       ## a few minutes: every symbolic proof, one case of each kind of gradient test and property, the driver's logic
 	$(PYTEST) $(ARGS)
 
 test-full: $(READY)  ## the tests that start processes, train whole runs or draw pictures of the site
