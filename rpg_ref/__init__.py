@@ -16,7 +16,8 @@ from rpg_ref.objective import Objective
 from rpg_ref.ppo import grpo_corrected_loss, grpo_loss, k2_loss, kl_in_reward_loss, ppo_loss
 from rpg_ref.prefix import per_decision_loss
 from rpg_ref.ratios import BOUNDS, LEVELS, WeightBound, bounded_log_weight, log_ratios
-from rpg_ref.recipes import RECIPES, LossOutput, Recipe, SampleLosses
+from rpg_ref.recipe import LossOutput, Recipe, SampleLosses
+from rpg_ref.recipes import RECIPES
 from rpg_ref.reference import ReferenceRule, ReferenceState
 from rpg_ref.surrogates import differentiable_loss, entropy_loss, reinforce_loss, weight
 

@@ -18,7 +18,7 @@ from torch import Tensor
 
 from rpg_ref.checks import check_mask, check_number, check_tensor
 from rpg_ref.numerics import at_least_float32
-from rpg_ref.recipes import LossOutput, Recipe
+from rpg_ref.recipe import Recipe
 
 # MKL settles on its exp at the first call. Threads that make that call together may get one that is right to 1e-4 only.
 torch.zeros(1, device="cpu").exp_()
@@ -100,21 +100,19 @@ def fused_loss(
     x_grad = torch.zeros_like(softmax.x)
     head_grad = softmax.zeros(head.shape) if head.requires_grad else None
 
-    def call(logp: Tensor, rows: slice) -> LossOutput:
-        return recipe(
-            logp,
-            logp.detach() if logp_old is None else logp_old[rows],
-            None if logp_ref is None else logp_ref[rows],
-            advantages[rows],
-            mask[rows],
-            logp_sampler=None if logp_sampler is None else logp_sampler[rows],
-            denominator=denominator,
-        )
-
     def differentiate(rows: slice) -> None:
         with torch.enable_grad():
             leaf = logp[rows].requires_grad_()
-            slope[rows] = torch.autograd.grad(call(leaf, rows).loss, leaf)[0]
+            loss = recipe.scalar_loss(
+                leaf,
+                leaf.detach() if logp_old is None else logp_old[rows],
+                None if logp_ref is None else logp_ref[rows],
+                advantages[rows],
+                mask[rows],
+                logp_sampler=None if logp_sampler is None else logp_sampler[rows],
+                denominator=denominator,
+            )
+            slope[rows] = torch.autograd.grad(loss, leaf)[0]
 
     with torch.no_grad():
         twice = sees_other_tokens(recipe, on_policy=logp_old is None)
@@ -130,7 +128,9 @@ def fused_loss(
             score = softmax.pull(kept, odds, slope.view(-1)[kept], x_grad, head_grad)
             entropy.view(-1)[kept] = (softmax.x[kept] * score).sum(1) - odds.logp
             del odds  # the next chunk's would be made beside them
-        loss, metrics = call(logp, slice(None))
+        old = logp.detach() if logp_old is None else logp_old
+        batch = (logp, old, logp_ref, advantages, mask)
+        loss, metrics = recipe(*batch, logp_sampler=logp_sampler, denominator=denominator)
     loss = _WithGradient.apply(loss, hidden, head, x_grad.view_as(hidden), head_grad)
     return FusedOutput(loss, metrics, logp, entropy)
 
@@ -183,7 +183,7 @@ def sees_other_tokens(recipe: Recipe, *, on_policy: bool) -> bool:
         leaf = logp.clone().requires_grad_()
         mask = torch.ones_like(leaf)
         policies = (leaf, leaf.detach() if on_policy else old, ref)
-        loss = recipe(*policies, advantages, mask, logp_sampler=sampler, denominator=recipe.count(mask)).loss
+        loss = recipe.scalar_loss(*policies, advantages, mask, logp_sampler=sampler, denominator=recipe.count(mask))
         return torch.autograd.grad(loss, leaf)[0][:, 0]
 
     logp, others = old + change, torch.tensor([0.0, 1.0, 1.0], **on_cpu)

@@ -14,7 +14,8 @@ from typing import Any
 
 from rpg_ref.checks import Table
 from rpg_ref.divergences import DIVERGENCES, History
-from rpg_ref.recipes import RECIPES, Recipe
+from rpg_ref.recipe import Recipe
+from rpg_ref.recipes import RECIPES
 
 
 @dataclass(frozen=True)

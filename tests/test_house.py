@@ -30,6 +30,7 @@ PIPELINE = [
     "aggregation",
     "reference",
     "objective",
+    "recipe",
     "recipes",
     "fused",
     "audit.oracle",

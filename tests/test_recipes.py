@@ -67,6 +67,23 @@ def test_masked_positions_may_hold_anything(batch, name, level, how):
         assert torch.equal(clean[0], again[0]) and torch.equal(clean[1], again[1])
 
 
+@pytest.mark.parametrize("name", NAMES)
+@pytest.mark.parametrize("sampled_elsewhere", [False, True])
+def test_the_loss_alone_and_the_metrics_alone_are_those_of_the_call(name, sampled_elsewhere):
+    recipe, rng = RECIPES[name], torch.Generator().manual_seed(0)
+    logp, *others, sampler = torch.randn((4, 5, 3), generator=rng, dtype=torch.float64)
+    advantages, mask = torch.randn(5, generator=rng, dtype=torch.float64), torch.ones(5, 3).tril(1)
+    choices = {"logp_sampler": sampler} if sampled_elsewhere else {}
+    whole, alone = (
+        loss(logp.clone().requires_grad_(), *others, advantages, mask, denominator=2.0, **choices)
+        for loss in (recipe, recipe.scalar_loss)
+    )
+    assert torch.equal(whole.loss, alone) and not whole.loss.equal(torch.zeros_like(alone))
+    assert alone.dtype == whole.loss.dtype and alone.requires_grad
+    assert whole.metrics == recipe.metrics(logp, *others, advantages, mask, **choices)
+    assert ("sampler_bounded" in whole.metrics) == sampled_elsewhere
+
+
 @given(batch=batches(), level=st.sampled_from(LEVELS))
 def test_a_loss_never_sees_a_masked_value(batch, level):
     """Whatever the loss then does with its samples."""

@@ -14,7 +14,7 @@ from tiers import QUICK_RECIPES, quick
 import rpg_ref.audit.verify as verify_module
 import rpg_ref.fused
 import rpg_ref.ratios
-import rpg_ref.recipes
+import rpg_ref.recipe
 import rpg_ref.surrogates
 from rpg_ref import (
     RECIPES,
@@ -207,7 +207,7 @@ def test_an_impostor_is_found(fault, monkeypatch):
 )
 @pytest.mark.parametrize("name", ["rpg-urkl", "rpg-reinforce-ufkl-clip"])
 def test_a_faulty_aggregation_is_found(name, aggregate, monkeypatch):
-    monkeypatch.setattr(rpg_ref.recipes, "aggregate", aggregate)
+    monkeypatch.setattr(rpg_ref.recipe, "aggregate", aggregate)
     assert not verify(RECIPES[name]).ok
 
 
@@ -258,7 +258,7 @@ def test_a_faulty_fused_path_is_found(fault, monkeypatch):
 
 
 def test_masked_log_probs_times_0_are_found(monkeypatch):
-    monkeypatch.setattr(rpg_ref.recipes, "_samples", lambda level, keep, x: level.samples(x.double() * keep, keep))
+    monkeypatch.setattr(rpg_ref.recipe, "_samples", lambda level, keep, x: level.samples(x.double() * keep, keep))
     row = verify(URKL)
     assert not row.ok and math.isnan(row.gradient_error)
 
@@ -266,7 +266,7 @@ def test_masked_log_probs_times_0_are_found(monkeypatch):
 @pytest.mark.parametrize("dtype", quick([torch.float32, torch.bfloat16], [torch.float32]))
 @pytest.mark.parametrize("name", ["rpg-reinforce-ufkl-clip", "gspo", "reinforce++"])
 def test_arithmetic_in_the_dtype_of_the_log_probs_is_found(name, dtype, monkeypatch):
-    for module in (rpg_ref.recipes, rpg_ref.ratios, rpg_ref.surrogates):
+    for module in (rpg_ref.recipe, rpg_ref.ratios, rpg_ref.surrogates):
         monkeypatch.setattr(module, "widest", lambda x: x if x.dtype == dtype else x.double())
     row = verify(RECIPES[name])
     assert not row.ok and row.gradient_error < 1e-13

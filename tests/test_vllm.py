@@ -1,5 +1,6 @@
 """The real vLLM: `make check-vllm` runs these in an environment of its own, on the processor."""
 
+import copy
 import dataclasses
 import math
 import re
@@ -29,6 +30,8 @@ TOKENIZER = build_tokenizer()
 # vLLM's attention on a processor lists heads of 32 and more.
 SHAPE = ModelConfig(width=64, mlp_width=96, layers=2, heads=2, key_value_heads=1)
 SETTINGS = EngineConfig("vllm", kv_gib=0.1, timeout=120.0)
+# Two float32 programs that add in different orders differ by a few of either one's errors.
+ROUNDINGS = 8
 SHORT = """--steps 2 --eval-samples 2 --data.test-problems 16 --warm-start.steps 20 --rollout.prompts 8
 --optimizer.prompts 2 --threads 1 --checkpoint-every 2 --engine.kind vllm --engine.kv-gib 0.1""".split()
 
@@ -45,10 +48,16 @@ def engine(policy):
     engine.close()
 
 
-def gap(policy, prompts, said, temperature):
+def gap_and_rounding(policy, prompts, said, temperature):
+    """Return the largest gap between sampler and trainer, and the trainer's own largest rounding error on these tokens.
+
+    The rounding grows with the logits and with 1/temperature, so no fixed bound on the gap is right for all weights.
+    """
     batch = pack(prompts, [ids for ids, _ in said], 258)
     drawn = padded([logp for _, logp in said], batch.mask.shape[1])
-    return sampler_gap(logprobs(policy, batch, 0, temperature), drawn, batch.mask)
+    single = logprobs(policy, batch, 0, temperature)
+    double = logprobs(copy.deepcopy(policy).double(), batch, 0, temperature)
+    return tuple(sampler_gap(x, single, batch.mask)["sampler_gap_max"] for x in (drawn, double))
 
 
 @pytest.mark.parametrize("temperature", [1.0, 0.5])
@@ -59,7 +68,8 @@ def test_what_vllm_says_is_what_the_trainer_says_after_every_push(policy, engine
                 weight *= factor
         with engine.holding(policy):
             said = engine.sample(PROMPTS * 8, max_tokens=40, temperature=temperature, seed=1)
-        assert gap(policy, PROMPTS * 8, said, temperature)["sampler_gap_max"] < 1e-4
+        gap, rounding = gap_and_rounding(policy, PROMPTS * 8, said, temperature)
+        assert gap < ROUNDINGS * rounding < 1e-3
     assert any(ids[-1] == 257 for ids, _ in said) and all(257 not in ids[:-1] for ids, _ in said)
 
 
@@ -72,7 +82,8 @@ def test_keys_and_values_of_older_weights_are_not_used(policy, engine, monkeypat
                 weight *= factor
         with engine.holding(policy):
             said = engine.sample(prompts, max_tokens=8, temperature=1.0, seed=1)
-        assert gap(policy, prompts, said, 1.0)["sampler_gap_max"] < 1e-4
+        gap, rounding = gap_and_rounding(policy, prompts, said, 1.0)
+        assert gap < ROUNDINGS * rounding < 1e-3
     monkeypatch.setattr(engine.llm, "reset_prefix_cache", lambda: False)
     with pytest.raises(StaleWeights, match="keeps keys and values of older weights"):
         with engine.holding(policy):

@@ -20,7 +20,7 @@ from torch import Tensor
 
 from rpg_ref.advantages import BASELINES
 from rpg_ref.audit.oracle import Policies, PrefixTree, flat_gradient, gradient, prefix_tree, token_logp
-from rpg_ref.recipes import Recipe
+from rpg_ref.recipe import Recipe
 
 BATCH, GROUP = 64, 8
 """Responses of a batch, and of a group, for which ``verify`` states the bias."""
@@ -187,7 +187,9 @@ def expected_gradient(
     h, c = shares(chance, at.reward, counted, recipe.baseline, batch, group, constant=constant)
     # ℓ is affine in A, so that h·ℓ at A = c/h is the sum of both parts; a row's slope is that of its own ℓ.
     token = logp.detach().requires_grad_()
-    slope = flat_gradient(recipe(token, old, ref, c / h, tree.mask, denominator=1.0).loss, [token]).view_as(token)
+    slope = flat_gradient(recipe.scalar_loss(token, old, ref, c / h, tree.mask, denominator=1.0), [token]).view_as(
+        token
+    )
     return -flat_gradient(((chance * h)[:, None] * slope * logp).sum(), [leaf])
 
 

@@ -15,7 +15,7 @@ from rpg_ref.audit.oracle import Policies, flat_gradient, gradient, token_logp
 from rpg_ref.audit.population import Loss, Population, as_loss, population, scalar_of
 from rpg_ref.audit.probes import probe
 from rpg_ref.objective import TERMS, Objective
-from rpg_ref.recipes import Recipe
+from rpg_ref.recipe import Recipe
 
 FIT = 1e-8
 """Largest residual of a fit."""
@@ -229,8 +229,9 @@ def identify(loss_fn: Loss, *, level: str = "token", seed: int = 0) -> Report:
     Source: ours; the terms are those of TERMS.
     """
     batch = population(seed)
-    if isinstance(loss_fn, Recipe) and loss_fn.needs_denominator:
-        loss_fn = partial(loss_fn, denominator=float(len(batch.rows)))
+    if isinstance(loss_fn, Recipe):
+        constant = float(len(batch.rows)) if loss_fn.needs_denominator else None
+        loss_fn = partial(loss_fn.scalar_loss, denominator=constant)
     loss = as_loss(loss_fn)
     report = find(partial(descent, loss, batch), batch, level)
     faults, hazards = probe(loss)

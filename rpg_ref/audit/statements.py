@@ -17,7 +17,7 @@ from rpg_ref.cpgd_pmd import cpgd_loss, pmd_mean_loss
 from rpg_ref.ppo import grpo_corrected_loss, grpo_loss, k2_loss, kl_in_reward_loss
 from rpg_ref.prefix import per_decision_loss
 from rpg_ref.ratios import WeightBound
-from rpg_ref.recipes import Recipe
+from rpg_ref.recipe import Recipe
 from rpg_ref.surrogates import differentiable_loss, entropy_loss, reinforce_loss
 
 

@@ -17,7 +17,7 @@ from rpg_ref.audit.population import Loss, population
 from rpg_ref.audit.statements import HELD_TO, LEVEL_DEFINITIONS, held_to, statement_of, token_count
 from rpg_ref.fused import fused_loss
 from rpg_ref.objective import Objective
-from rpg_ref.recipes import LossOutput, Recipe
+from rpg_ref.recipe import Recipe
 
 # Each of the population's 3,000 terms is right to 2⁻²⁴ and they partly cancel, 1e-7 is measured; behind a softmax of 64
 # words it is right to a few times that, and 5e-7 is measured.
@@ -182,11 +182,11 @@ def _run(
     *tensors: Tensor,
     anchored: bool = True,
     denominator: Tensor | None = None,
-) -> LossOutput:
+) -> Float[Tensor, ""]:
     logp, old, ref, advantages, mask = _placed(device, dtype, *tensors)
     if denominator is None and recipe.needs_denominator:
         denominator = recipe.count(mask)
-    return recipe(logp, old, ref if anchored else None, advantages, mask, denominator=denominator)
+    return recipe.scalar_loss(logp, old, ref if anchored else None, advantages, mask, denominator=denominator)
 
 
 def _agrees(finding: Finding, declared: Objective | None) -> bool:
@@ -285,7 +285,7 @@ def _slope(
     slope, denominator = torch.zeros_like(leaf), _denominator(recipe, batch)
     for rows in _MICRO_BATCHES:
         part = (x[rows] for x in (leaf, old, ref, batch.advantage, batch.mask))
-        loss = _run(recipe, device, dtype, *part, anchored=batch.anchored, denominator=denominator).loss
+        loss = _run(recipe, device, dtype, *part, anchored=batch.anchored, denominator=denominator)
         slope += flat_gradient(loss, [leaf]).view_as(leaf)
     return slope
 

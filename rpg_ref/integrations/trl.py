@@ -17,7 +17,8 @@ from rpg_ref.aggregation import aggregate
 from rpg_ref.checks import Table
 from rpg_ref.numerics import widest
 from rpg_ref.ratios import LEVELS, WeightBound
-from rpg_ref.recipes import RECIPES, Recipe
+from rpg_ref.recipe import Recipe
+from rpg_ref.recipes import RECIPES
 
 Inputs = dict[str, Any]
 

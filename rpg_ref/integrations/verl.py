@@ -13,7 +13,8 @@ from verl.trainer.ppo.core_algos import POLICY_LOSS_REGISTRY, agg_loss, register
 
 from rpg_ref.numerics import at_least_float32
 from rpg_ref.ratios import WeightBound
-from rpg_ref.recipes import RECIPES, Recipe
+from rpg_ref.recipe import Recipe
+from rpg_ref.recipes import RECIPES
 
 
 def loss_mode(recipe: Recipe) -> str:

@@ -7,7 +7,8 @@ from typing import Any
 from rpg_ref.audit.targets import Case
 from rpg_ref.audit.targets.recipes import anchored_at_old
 from rpg_ref.audit.targets.trl import step
-from rpg_ref.recipes import RECIPES, Recipe
+from rpg_ref.recipe import Recipe
+from rpg_ref.recipes import RECIPES
 
 DISTRIBUTION = "trl"
 KNOWN = "1.16.0"

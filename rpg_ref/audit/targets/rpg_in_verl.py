@@ -7,7 +7,8 @@ from rpg_ref.audit.targets import Case
 from rpg_ref.audit.targets.recipes import anchored_at_old
 from rpg_ref.audit.targets.verl import CORRECTION, subject
 from rpg_ref.objective import Objective
-from rpg_ref.recipes import RECIPES, Recipe
+from rpg_ref.recipe import Recipe
+from rpg_ref.recipes import RECIPES
 
 DISTRIBUTION = "verl"
 KNOWN = "0.9.1"
