@@ -15,7 +15,7 @@ from rpg_ref.audit.identify import identify
 from rpg_ref.audit.model import identify_model
 from rpg_ref.audit.run import Row as Audited
 from rpg_ref.audit.run import Unavailable, audit, cases_of, function_at, is_step
-from rpg_ref.audit.statements import HELD_TO
+from rpg_ref.audit.statements import CHECKED_AGAINST
 from rpg_ref.audit.table import changes, record, text_table, write
 from rpg_ref.audit.targets import TARGETS, Case
 from rpg_ref.audit.verify import Row, check_device, describe, verify
@@ -27,7 +27,7 @@ from rpg_ref.recipes import RECIPES
 
 VERIFY_SECONDS, AUDIT_SECONDS, LOAD_SECONDS = 2.0, 3.0, 15.0
 """What a recipe, a case of an audit and the import of a library usually take on two cores."""
-HEADER = ("recipe", "declared", "found", "bias", "gradient error", "in float32", "in bfloat16", "held to", "")
+HEADER = ("recipe", "declared", "found", "bias", "gradient error", "in float32", "in bfloat16", "checked against", "")
 
 
 class Parser(argparse.ArgumentParser):
@@ -159,15 +159,19 @@ def _table(rows: Sequence[Row]) -> str:
             f"{row.gradient_error:.0e}",
             f"{row.float32_error:.0e}",
             f"{row.bfloat16_error:.0e}",
-            row.held_to,
+            row.checked_against,
             "ok" if row.ok else "FAILED",
         )
         for row in rows
     ]
     widths = [max(map(len, column)) for column in zip(*cells, strict=True)]
     lines = ("  ".join(map(str.ljust, line, widths)).rstrip() for line in cells)
-    kinds = "; ".join(f"{name}: {HELD_TO[name]}" for name in HELD_TO if any(row.held_to == name for row in rows))
-    notes = [BIAS + ".", f"held to, far off-policy: {kinds}."]
+    kinds = "; ".join(
+        f"{name}: {CHECKED_AGAINST[name]}"
+        for name in CHECKED_AGAINST
+        if any(row.checked_against == name for row in rows)
+    )
+    notes = [BIAS + ".", f"checked against, far off-policy: {kinds}."]
     return "\n".join([*lines, "", *(line for note in notes for line in textwrap.wrap(note, 120))])
 
 
@@ -186,7 +190,7 @@ def _record(row: Row) -> dict[str, object]:
         "gradient_error": _finite(row.gradient_error),
         "float32_error": _finite(row.float32_error),
         "bfloat16_error": _finite(row.bfloat16_error),
-        "held_to": row.held_to,
+        "checked_against": row.checked_against,
         "bias": row.bias and {**asdict(row.bias), "own": _finite(row.bias.own), "constant": _finite(row.bias.constant)},
         "ok": row.ok,
     }

@@ -225,7 +225,7 @@ def test_the_limit_is_that_of_the_precision():
 
 
 @pytest.mark.parametrize("logps, fine", [([0, 0], True), ([9e-4, 0], True), ([0, 2e-3], False), ([0, math.nan], False)])
-def test_every_token_of_a_zero_model_is_held_to_the_logarithm(tokenizer, logps, fine):
+def test_every_token_of_a_zero_model_is_checked_against_the_logarithm(tokenizer, logps, fine):
     policy, said = policy_of(tokenizer), [Said([1, 2], [x - math.log(262) for x in logps])]
     if fine:
         canary.check_blank(said, policy)
@@ -247,7 +247,7 @@ def test_the_canary_s_limit_is_five_times_the_gap_that_is_warned_of(tokenizer, g
             canary.check_pushed(off, PROMPTS, policy, **words)
 
 
-def test_the_worst_engine_of_all_ranks_is_held_to_the_limit(tokenizer, monkeypatch):
+def test_the_worst_engine_of_all_ranks_is_checked_against_the_limit(tokenizer, monkeypatch):
     policy = policy_of(tokenizer)
     said = Transformers(policy, tokenizer).sample(PROMPTS, max_tokens=5, temperature=1.0, seed=0)
     off = [Said(ids, [x + 0.6 for x in logp]) for ids, logp in said]

@@ -26,7 +26,7 @@ from rpg_ref import (
     grpo_loss,
     reinforce_loss,
 )
-from rpg_ref.audit.statements import HELD_TO, STATED
+from rpg_ref.audit.statements import CHECKED_AGAINST, STATED
 from rpg_ref.audit.verify import verify
 from rpg_ref.cli import main
 
@@ -278,24 +278,24 @@ def looks_around_far_off(logp, old, *rest, **choices):
 
 
 @pytest.mark.full
-def test_verify_says_what_a_loss_was_held_to(capsys, monkeypatch):
+def test_verify_says_what_a_loss_was_checked_against(capsys, monkeypatch):
     """The ok of a loss that is not of this package does not look like that of one that is."""
     foreign = with_loss(URKL, lambda *a, **k: differentiable_loss(*a, **k))
     clipped = with_loss(CLIPPED, lambda *a, clip, **k: CLIPPED.loss(*a, clip=clip, **k))
     rows = {"statement": verify(URKL), "itself": verify(foreign), "Algorithm 2": verify(clipped)}
     for name, row in rows.items():
-        assert row.ok and row.held_to == name and f"held to {HELD_TO[name]}" in row.verdict
+        assert row.ok and row.checked_against == name and f"checked against {CHECKED_AGAINST[name]}" in row.verdict
     monkeypatch.setitem(RECIPES, "rpg-urkl", foreign)
     assert main(["verify", "rpg-urkl", "rloo"]) == 0
     printed = capsys.readouterr().out
     head, first, second, *notes = printed.splitlines()
-    at = head.index("held to")
+    at = head.index("checked against")
     assert first[at:].split() == ["itself", "ok"] and second[at:].split() == ["statement", "ok"]
-    assert f"itself: {HELD_TO['itself']}" in " ".join(notes) and "Algorithm 2" not in printed
+    assert f"itself: {CHECKED_AGAINST['itself']}" in " ".join(notes) and "Algorithm 2" not in printed
 
 
 @pytest.mark.full
-def test_a_foreign_loss_is_held_to_its_own_gradient(monkeypatch):
+def test_a_foreign_loss_is_checked_against_its_own_gradient(monkeypatch):
     assert verify(with_loss(URKL, lambda *a, **k: differentiable_loss(*a, **k))).ok
     assert not verify(with_loss(URKL, nan_where(lambda logp, old: (logp - old).detach() > 1))).ok
     around = with_loss(URKL, looks_around_far_off)
@@ -305,7 +305,7 @@ def test_a_foreign_loss_is_held_to_its_own_gradient(monkeypatch):
 
 
 @pytest.mark.parametrize("rule", quick(["clamp", "mask"], ["mask"]))
-def test_a_bounded_recipe_is_held_to_its_bound_token_by_token(rule):
+def test_a_bounded_recipe_is_checked_against_its_bound_token_by_token(rule):
     recipe = dataclasses.replace(RECIPES["cispo"], bound=WeightBound(rule, 0.5, 2.0), beta=0.1)
     recipe = dataclasses.replace(recipe, on_policy_penalty=REVERSE, off_policy_penalty=REVERSE)
     assert verify(recipe).ok

@@ -242,7 +242,7 @@ def statement_of(recipe: Recipe) -> Stated | None:
     return STATED.get(recipe.loss, _clipped if recipe.clip is not None and recipe.clips_penalty else None)
 
 
-HELD_TO = {
+CHECKED_AGAINST = {
     "statement": "the loss written a second time from the definitions",
     "Algorithm 2": "Algorithm 2, whose region the recipe states; the loss is not of this package",
     "itself": "its own gradient in float64, which shows rounding and nothing else; the loss is not of this package",
@@ -250,14 +250,14 @@ HELD_TO = {
 """What ``verify`` may compare a token's gradient with, far off-policy."""
 
 
-def held_to(recipe: Recipe) -> str:
-    """Return which of HELD_TO it is for a recipe's loss.
+def checked_against(recipe: Recipe) -> str:
+    """Return which of CHECKED_AGAINST it is for a recipe's loss.
 
     Args:
         recipe: the recipe.
 
     Returns:
-        A name in HELD_TO.
+        A name in CHECKED_AGAINST.
 
     Source: ours.
     """

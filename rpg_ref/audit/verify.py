@@ -14,7 +14,7 @@ from rpg_ref.audit.denominator import Bias, bias
 from rpg_ref.audit.identify import FIT, Finding, descent, exact_gradient, find
 from rpg_ref.audit.oracle import Policies, flat_gradient, gradient
 from rpg_ref.audit.population import Loss, population
-from rpg_ref.audit.statements import HELD_TO, LEVEL_DEFINITIONS, held_to, statement_of, token_count
+from rpg_ref.audit.statements import CHECKED_AGAINST, LEVEL_DEFINITIONS, checked_against, statement_of, token_count
 from rpg_ref.fused import fused_loss
 from rpg_ref.objective import Objective
 from rpg_ref.recipe import Recipe
@@ -47,7 +47,7 @@ class Row:
             gradients of hidden states and head, and log π_θ.
         float32_error: the same in float32, and log π_θ of ``fused_loss`` in bfloat16, which is in float32 too.
         bfloat16_error: the same in bfloat16, but not in expectation; exact is the gradient of the rounded numbers.
-        held_to: what a token's gradient was compared with far off-policy, a name in HELD_TO.
+        checked_against: what a token's gradient was compared with far off-policy, a name in CHECKED_AGAINST.
         bias: of the recipe's own aggregation and baseline, on-policy; None where no objective is declared there. It
             is a property of the method, not an error, and ``ok`` does not depend on it.
         ok: whether everything agrees.
@@ -64,7 +64,7 @@ class Row:
     gradient_error: float
     float32_error: float
     bfloat16_error: float
-    held_to: str
+    checked_against: str
     bias: Bias | None
     ok: bool
 
@@ -74,7 +74,8 @@ class Row:
         declared, found = (" on-policy and ".join(map(describe, pair)) for pair in (self.declared, self.found))
         return (
             f"{self.recipe} is {'verified' if self.ok else 'NOT verified'}: declared {declared} off-policy, found "
-            f"{found} off-policy, held to {HELD_TO[self.held_to]}, gradient error {self.gradient_error:.0e} "
+            f"{found} off-policy, checked against {CHECKED_AGAINST[self.checked_against]}, "
+            f"gradient error {self.gradient_error:.0e} "
             f"(float32: {self.float32_error:.0e}, bfloat16: {self.bfloat16_error:.0e})"
         )
 
@@ -110,8 +111,8 @@ def verify(recipe: Recipe, *, device: str | torch.device = "cpu", seed: int = 0)
 
     Far off-policy it is run as training runs it: responses of uneven lengths with NaN behind their ends, split in two
     micro-batches with the whole batch's denominator, with a reference and without; and ``fused_loss`` in chunks that
-    end within responses. A loss that is not of this package is held to Algorithm 2's region if its recipe states one,
-    and else to its own gradient in float64; ``Row.held_to`` says which.
+    end within responses. A loss that is not of this package is checked against Algorithm 2's region if its recipe
+    states one, else against its own gradient in float64; ``Row.checked_against`` says which.
 
     Args:
         recipe: the recipe.
@@ -160,7 +161,7 @@ def verify(recipe: Recipe, *, device: str | torch.device = "cpu", seed: int = 0)
         worst,
         worst32,
         worst16,
-        held_to(recipe),
+        checked_against(recipe),
         bias(recipe, seed=seed),
         all(_agrees(*regime) for regime in regimes) and worst < FIT and near,
     )
