@@ -36,14 +36,14 @@ SHORT = """--steps 2 --eval-samples 2 --data.test-problems 16 --warm-start.steps
 --optimizer.prompts 2 --threads 1 --checkpoint-every 2 --engine.kind vllm --engine.kv-gib 0.1""".split()
 
 
-@pytest.fixture(scope="module")
+@pytest.fixture
 def policy():
     return Policy(build_model(SHAPE, seed=0))
 
 
 @pytest.fixture(scope="module")
-def engine(policy):
-    engine = VLLM(policy, TOKENIZER, SETTINGS, demands(context=400))
+def engine():
+    engine = VLLM(Policy(build_model(SHAPE, seed=0)), TOKENIZER, SETTINGS, demands(context=400))
     yield engine
     engine.close()
 
