@@ -18,7 +18,7 @@ from proofs.symbols import R, T, beta, p, q, t
 
 _n, _size = sp.symbols("n n_t", positive=True)
 COUNT = {"n": Total(sp.Integer(1))}
-CHOICES = {"n_t": Next(t, at(q, t), 1 / at(q, t))}  # Σ 1 over the tokens that may come next
+CHOICES = {"n_t": Next(t, at(p, t), 1 / at(p, t))}  # Σ 1 over the tokens that may come next
 ENTROPY = -E(p, sp.log(p))
 # One vocabulary of two tokens, of which the first ends a response.
 BINARY = Tree(leaves=((0,), (1, 0), (1, 1, 0), (1, 1, 1)), old_is_normalised=True)
@@ -53,10 +53,10 @@ CLAIM = Claim(
         _bonus(E(p, R) - beta * KL(p, 1 / _n) + beta * sp.log(_n)),
         _of_responses(E(p, over(t, sp.log(_size)))),
         _of_one_vocabulary(sp.log(2) * E(p, T)),
-        _frozen(KL(at(p, t), 1 / _size)),
         _gradient(KL(p, 1 / _n)),
+        _frozen(KL(at(p, t), 1 / _size)),
         equal(Total(1 / _n), 1, NORMALISED, **COUNT),
-        equal(E(q, over(t, Next(t, 1 / _size, sp.Integer(1)))), E(q, T), TREES, **CHOICES),
+        equal(E(p, over(t, Next(t, 1 / _size, sp.Integer(1)))), E(p, T), TREES, **CHOICES),
     ),
     near_misses={
         "the forward KL": _gradient(KL(1 / _n, p)),
@@ -67,5 +67,5 @@ CLAIM = Claim(
         "token by token: the forward KL": _frozen(KL(1 / _size, at(p, t))),
         "responses: log V for log V·E[T]": _of_one_vocabulary(sp.log(2)),
     },
-    printed=4,
+    printed=3,
 )

@@ -17,7 +17,7 @@ from proofs.optimum import BOLTZMANN
 from proofs.symbols import R, best, beta, h, r
 
 mu, _k = sp.symbols("mu k", positive=True)
-_other, _anchor, _now, _strength = sp.symbols("p_h a_k p_k beta_2", positive=True)
+_anchor, _now, _of_h, _at_2, _strength = sp.symbols("a_k p_k p_h p_2 beta_2", positive=True)
 
 
 def _tilted(reference: sp.Expr, exponent: sp.Expr) -> sp.Expr:
@@ -39,16 +39,15 @@ ANCHOR = _tilted(r, _k * mu * R / beta)  # after k rounds
 
 def _moved(rounds: sp.Expr) -> Statement:
     found = _tilted(r, rounds * mu * R / beta)
-    return equal(merged(_anchor, _now), found, a_k=ANCHOR, p_k=_tilted(ANCHOR, R / beta))
+    return equal(merged(_anchor, _now), found, a_k=ANCHOR, p_k=_tilted(_anchor, R / beta))
 
 
 def _rewards(reward: sp.Expr) -> Statement:
-    return equal(merged(best, _other), _tilted(r, reward / beta), best=BOLTZMANN, p_h=_tilted(r, h / beta))
+    return equal(merged(best, _of_h), _tilted(r, reward / beta), best=BOLTZMANN, p_h=_tilted(r, h / beta))
 
 
 def _strengths(exponent: sp.Expr) -> Statement:
-    other = _tilted(r, R / _strength)
-    return equal(merged(best, _other), _tilted(r, exponent), best=BOLTZMANN, p_h=other)
+    return equal(merged(best, _at_2), _tilted(r, exponent), best=BOLTZMANN, p_2=_tilted(r, R / _strength))
 
 
 CLAIM = Claim(

@@ -4,8 +4,8 @@ D is f's divergence from π_ref, B its Bregman divergence. From p_k the next pol
 B(·, p_k)/η. Where it is interior, Lagrange's condition is R − λ = (β + 1/η)·f′(v) − f′(v_k)/η, v = p/π_ref. The optimum
 p* has R − λ* = β·f′(v*). Eliminate R: f′(v) − f′(v*) is f′(v_k) − f′(v*) divided by 1 + ηβ, up to a constant.
 
-The last equation holds for any policy p_o, whether or not it is an optimum. For p_o = p*, J(p*) − J(p) ≥ 0 and
-B(p, p_k) ≥ 0, so B(p*, p) ≤ B(p*, p_k)/(1 + ηβ), and J(p*) − J(p) ≤ B(p*, p_k)/η.
+The second equation takes R from Lagrange's condition at p, and holds for any policy in the place of p*. For the optimum
+itself J(p*) − J(p) ≥ 0 and B(p, p_k) ≥ 0. So B(p*, p) ≤ B(p*, p_k)/(1 + ηβ), and J(p*) − J(p) ≤ B(p*, p_k)/η.
 
 Source: ours; after Zhan et al. 2021, arXiv 2105.11066 (GPMD); Chen and Teboulle 1993 (three points).
 """
@@ -34,14 +34,14 @@ def _objective(policy: sp.Expr) -> sp.Expr:
     return E(policy, R) - beta * E(r, f(policy / r))
 
 
-NEXT = (R - lagrange + f_prime(OLD) / eta) / (beta + 1 / eta)  # f′(v) of the next policy
+# f′(v) of the next policy, in the reward λ* + β·f′(v*)
+NEXT = (_multiplier + beta * f_prime(STAR) - lagrange + f_prime(OLD) / eta) / (beta + 1 / eta)
 REST = (beta + 1 / eta) * f_prime(v) - f_prime(OLD) / eta  # R − λ there
 CONSTANT = eta * (_multiplier - lagrange) / (1 + eta * beta)
 
 
 def _contracts(factor: sp.Expr, constant: sp.Expr = CONSTANT) -> Statement:  # noqa: B008
-    left = NEXT - f_prime(STAR)
-    return equal(left, factor * (f_prime(OLD) - f_prime(STAR)) + constant, R=_multiplier + beta * f_prime(STAR))
+    return equal(NEXT - f_prime(STAR), factor * (f_prime(OLD) - f_prime(STAR)) + constant)
 
 
 def _three_points(near: sp.Expr, gain: sp.Expr = eta) -> Statement:
@@ -75,9 +75,7 @@ CLAIM = Claim(
         "1 − ηβ, as for an explicit step": _contracts(1 - eta * beta),
         "1/(1 + β/η)": _contracts(1 / (1 + beta / eta)),
         "no constant": _contracts(1 / (1 + eta * beta), sp.Integer(0)),
-        "v for f′(v)": equal(
-            NEXT - STAR, (OLD - STAR) / (1 + eta * beta) + CONSTANT, R=_multiplier + beta * f_prime(STAR)
-        ),
+        "v for f′(v)": equal(NEXT - STAR, (OLD - STAR) / (1 + eta * beta) + CONSTANT),
         "three points: no contraction": _three_points(sp.Integer(1)),
         "three points: the gap undamped": _three_points(1 + eta * beta, sp.Integer(1)),
         "Bregman's divergence in the other order": _rests(beta * f_prime(v) + (f_prime(OLD) - f_prime(v)) / eta),

@@ -32,7 +32,7 @@ def variance(p, x):
 
 
 def kl(p, r):
-    return np.sum(p * np.log(p / r))
+    return np.sum(p * np.log(np.where(p == 0, 1, p) / r))
 
 
 def normalised(bandit: Bandit):
