@@ -59,6 +59,10 @@ class InReward(Node):
     """InReward(X): ∂X/∂R. Source: definition."""
 
 
+class By(Node):
+    """By(X, n): ∂X/∂n of one number n; a policy stands still unless n is in its definition. Source: definition."""
+
+
 class SG(Node):
     """SG(X): X, constant in θ. Source: arXiv 2505.17508, §4."""
 
@@ -202,11 +206,16 @@ _SPELT = {
     "std": r"\mathrm{std}",
     "mu": r"\mu",
     "cstar": "c^*",
+    "beta_2": r"\beta_2",
     "epsilon": r"\varepsilon",
+    "eta": r"\eta",
+    "lambda_star": r"\lambda^*",
+    "p_min": r"p_{\min}",
     "target": r"\tau",
     "lambda_": r"\lambda",
     "P_keep": r"P_{\mathrm{keep}}",
     "mixed": r"\mathbf 1_{\mathrm{mixed}}",
+    "p_hat": r"\hat p",
     "p_once": r"p_{\mathrm{once}}",
     "p_twice": r"p_{\mathrm{twice}}",
     "bound": r"\bar c",
@@ -253,7 +262,7 @@ def _rank(factor: sp.Expr) -> tuple[int, str]:
     kinds = [
         base.is_Symbol and base not in KINDS and base not in RATIOS,
         base.func in (E, OfGroup, Next, Given, Total, Over) or base.func in _DIVERGENCES,
-        base.func in (Grad, Along, Partial),
+        base.func in (Grad, By, Along, Partial),
         base.func is sp.log,
     ]
     order = 0 if kinds[0] else 7 if kinds[1] else 8 if kinds[2] else 5 if kinds[3] else 3
@@ -299,7 +308,7 @@ def _last(factor: sp.Expr) -> str:
 
 
 def _is_below(factor: sp.Expr) -> bool:
-    return factor.is_Pow and factor.exp.could_extract_minus_sign()
+    return factor.is_Pow and not factor.exp.is_Add and factor.exp.could_extract_minus_sign()
 
 
 def _sum(expression: sp.Expr) -> str:
@@ -315,7 +324,7 @@ def _sum(expression: sp.Expr) -> str:
 
 def _power(expression: sp.Expr) -> str:
     base, exponent = expression.args
-    if exponent.could_extract_minus_sign():
+    if _is_below(expression):
         return rf"\frac{{1}}{{{latex(1 / expression)}}}"
     if exponent == sp.Rational(1, 2):
         return rf"\sqrt{{{latex(base)}}}"
@@ -361,6 +370,7 @@ _PRINTERS: dict[type, Callable[[sp.Expr], str]] = {
     Total: lambda e: rf"\int {_argument(e.args[0])}",
     Grad: _gradient,
     InReward: lambda e: rf"\frac{{\partial}}{{\partial R}}{_long_argument(e.args[0])}",
+    By: lambda e: rf"\frac{{\partial}}{{\partial {latex(e.args[1])}}}{_long_argument(e.args[0])}",
     SG: lambda e: rf"SG({latex(e.args[0])})",
     Partial: lambda e: rf"\frac{{\partial}}{{\partial p}}{_long_argument(e.args[0])}",
     Along: lambda e: rf"\Big\langle h,\frac{{\partial}}{{\partial h}}{_long_argument(e.args[0])}\Big\rangle",

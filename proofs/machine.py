@@ -124,6 +124,7 @@ class Machine:
         self.table: dict[object, object] = {}
         self.relations: dict[int, Poly] = {}
         self.memo: dict[object, Jet] = {}
+        self.moving: sp.Symbol | None = None  # the one number that moves, within By
         self.generator = [Fraction(self.random.randint(1, 9), self.random.randint(2, 9)) for _ in range(4)]
 
     # Numbers
@@ -265,6 +266,8 @@ class Machine:
 
     def _free(self, e: sp.Symbol, order: int) -> Jet:
         """Return a number that no outcome changes; in Numbers those of `region` may move."""
+        if order and self.moving is not None:
+            return [*self._free(e, 0), self.number(int(e == self.moving))] + [self.number(0)] * (order - 1)
         if e == sym.MOVING:
             value = self.number(self.world.at[e]) if e in self.world.at else self.unknown("moving", positive=True)
             return ([value, self.number(1)] + [self.number(0)] * order)[: order + 1]
@@ -284,7 +287,7 @@ class Machine:
 
     def _of_outcome(self, e: sp.Symbol, order: int, x: int) -> Jet:
         kind = sym.KINDS[e]
-        live = kind in (sym.LIVE_POLICY, sym.LIVE_VALUE)
+        live = kind in (sym.LIVE_POLICY, sym.LIVE_VALUE) and self.moving is None
         orders = order if live else 0
         tail = [self.number(0)] * (order - orders)
         if e == sym.q and e not in self.world.at:
@@ -293,6 +296,8 @@ class Machine:
         if e == sym.z:
             direction = self.table.get("direction", sym.a)
             value = self._atom(e, x, 0, positive=False)
+            if not live:
+                return [value, *tail]
             if not order:
                 return [value]
             slope = value if self.world.ray else self.evaluate(direction, 0, {"x": x})[0]
@@ -398,6 +403,8 @@ class Machine:
     _KL = _UKL = _Jeffreys = _JS = _ChiSquare = _divergence
 
     def _Grad(self, e: sp.Expr, order: int, env: Env) -> Jet:  # noqa: N802
+        if self.moving is not None:
+            raise ValueError(f"{e} is a derivative in the policy within one in {self.moving}; take one of them.")
         if len(e.args) == 1:
             return self.evaluate(e.args[0], order + 1, env)[1:]
         before, self.table["direction"] = self.table.get("direction", sym.a), e.args[1]
@@ -407,6 +414,15 @@ class Machine:
         return value
 
     _Along = _InReward = _Grad
+
+    def _By(self, e: sp.Expr, order: int, env: Env) -> Jet:  # noqa: N802
+        value, number = e.args
+        if self.moving not in (None, number) or (order and self.moving is None):
+            raise ValueError(f"{e} stands within another derivative; take one of them.")
+        before, memo, self.moving, self.memo = self.moving, self.memo, number, {}
+        found = self.evaluate(value, order + 1, env)[1:]
+        self.moving, self.memo = before, memo
+        return found
 
     def _SG(self, e: sp.Expr, order: int, env: Env) -> Jet:  # noqa: N802
         return self.evaluate(e.args[0], 0, env) + [self.number(0)] * order
@@ -527,7 +543,7 @@ class Machine:
     def _step(self, policy: sp.Symbol, history: Tokens, token: int, order: int) -> Jet:
         if policy.func is lang.SG:
             return self._step(policy.args[0], history, token, 0) + [self.number(0)] * order
-        live = policy == sym.p
+        live = policy == sym.p and self.moving is None
         values = [self._share(policy, history, token, k) for k in range((order if live else 0) + 1)]
         return values + [self.number(0)] * (order + 1 - len(values))
 

@@ -148,7 +148,7 @@ def _places(e: sp.Expr) -> range | list[int]:
         return [0]
     if e.func in (language.Next, language.Given):
         return [1, 2]
-    if e.func in (language.Slope, language.Limit):
+    if e.func in (language.Slope, language.Limit, language.By):
         return [0]
     if e.is_Pow and (e.base == sp.E or not e.exp.is_Rational):
         return range(2)
@@ -283,6 +283,8 @@ def reason(change: Tampered) -> str:
         return "both sides use the definition, and agree on it as they did"
     if isinstance(before.world, Numbers) and before.world.region:
         return "everywhere in the region the comparison falls out as it did, or the side is constant"
+    if before.left.has(language.By):
+        return "the term that changed is constant in the number that moves, or linear where two derivatives are taken"
     if sp.S.Zero in (before.left, before.right) and sp.S.Zero in (after.left, after.right):
         return "what was zero stays zero"
     return REASONS[change.kind]

@@ -14,7 +14,17 @@ from divergence_facts import FACTS
 from hypothesis import given
 from hypothesis import strategies as st
 from numpy_oracle import DIVERGENCE, softmax
-from strategies import DIVERGENCE_NAMES, SampleInputs, Tree, betas, divergence_names, floats, sample_inputs, trees
+from strategies import (
+    DIVERGENCE_NAMES,
+    SampleInputs,
+    Tree,
+    betas,
+    divergence_names,
+    floats,
+    sample_inputs,
+    share,
+    trees,
+)
 
 from rpg_ref import clipped_loss, differentiable_loss, reinforce_loss, weight
 from rpg_ref.audit import oracle
@@ -265,3 +275,80 @@ def test_on_a_tree_it_is_only_near_it():
         found, _ = scores(shape, logits + step.reshape(3, 2))
         away.append(np.abs(found - best / best.sum()).max())
     assert np.divide(away[:-1], away[1:]) == pytest.approx(4, rel=0.1)
+
+
+# The length of the natural step, and the curvature of the reward ------------------------------------------------------
+
+
+def test_the_natural_step_of_two_arms_is_as_long_as_the_reward_deviates():
+    """p = (¼, ¾), R = (1, 0): (3, −3)/16·(½, −½) = 3/16 = Var(R). Divided by √(3/16), its square is 1."""
+    step, g, F = natural_step((2, 1, None), np.log([[0.25, 0.75]]), np.array([1.0, 0.0]), 1.0)
+    assert g @ step == pytest.approx(3 / 16, rel=1e-13) and step @ F @ step == pytest.approx(3 / 16, rel=1e-13)
+    assert g @ g == pytest.approx(18 / 256)  # the plain gradient's
+    # p = (½, ¼, ¼), R = (1, 1, 0), and the first logit alone may move: (1/8)²/(1/4) = 1/16, of a variance of 3/16.
+    _, score = scores((3, 1, None), np.log([[0.5, 0.25, 0.25]]))
+    p, R, along = np.array([0.5, 0.25, 0.25]), np.array([1.0, 1.0, 0.0]), score[:, 0]
+    assert (p @ (R * along)) ** 2 / (p @ along**2) == pytest.approx(1 / 16, rel=1e-13)
+    assert p @ R**2 - (p @ R) ** 2 == pytest.approx(3 / 16, rel=1e-13)
+
+
+@share(2)
+@given(tree=trees(), right=st.integers(1, 2**12 - 1), columns=st.integers(1, 3), seed=st.integers(0, 9))
+def test_the_natural_step_is_the_deviation_and_for_restricted_policies_shorter(tree: Tree, right, columns, seed):
+    """∇E[R]ᵀF⁺∇E[R] = Var(R) on trees; in a subspace of the logits, Var(R) less what the scores there do not span."""
+    probability, score = scores(tree.shape, tree.logits)
+    binary = np.array([right >> n % 12 & 1 for n in range(len(probability))], float)
+    for reward in (tree.reward, binary):
+        variance = probability @ (reward - probability @ reward) ** 2
+        step, g, _ = natural_step(tree.shape, tree.logits, reward, 1.0)
+        assert abs(g @ step - variance) < 1e-11
+        few = score @ np.random.default_rng(seed).normal(size=(score.shape[1], columns))
+        slope, metric = (probability * reward) @ few, few.T @ (probability[:, None] * few)
+        best = np.linalg.lstsq(metric, slope, rcond=1e-10)[0]
+        left_over = probability @ (reward - probability @ reward - few @ best) ** 2
+        assert abs(slope @ best - (variance - left_over)) < 1e-10
+    if variance > 1e-6:
+        step, g, _ = natural_step(tree.shape, tree.logits, (binary - 0.3) / variance**0.5, 1.0)
+        assert g @ step == pytest.approx(1, rel=1e-9)  # whatever the problem's difficulty
+
+
+def test_the_rewards_curvature_of_three_arms_by_hand():
+    """p = (½, ¼, ¼), a = (0, 1, −1): ā = 0 and Var(a) = ½. R = (1, 0, 0) bends by −½·½, R = (0, 1, 1) by +½·½.
+
+    A reward of 1 where a = 0 reaches the bound −E[R]·Var(a), and its complement reaches (1 − E[R])·Var(a).
+    """
+    p, a = np.array([0.5, 0.25, 0.25]), torch.tensor([0.0, 1.0, -1.0], dtype=torch.float64)
+    for reward, expected in (([1, 0, 0], -1 / 4), ([0, 1, 1], 1 / 4), ([0, 1, 0], 1 / 8)):
+        J = functools.partial(expected_reward, torch.tensor(reward, dtype=torch.float64))
+        assert hessian_along(J, torch.tensor(np.log(p)), a) @ a.numpy() == pytest.approx(expected, rel=1e-13)
+
+
+def expected_reward(reward, theta):
+    """E[R] as a trainer sees it: less the expected loss at samples of π_old = softmax(0), without a penalty."""
+    old = torch.zeros_like(theta).log_softmax(-1)
+    return -(old.exp() * differentiable_loss(theta.log_softmax(-1), old, reward, "rkl", 0.0)).sum()
+
+
+@given(
+    logits=floats(5, st.floats(-3.0, 3.0)), step=floats(5, st.floats(-2.0, 2.0)), reward=floats(5, st.floats(0.0, 1.0))
+)
+def test_a_step_gains_what_its_slope_says_less_half_the_largest_variance(logits, step, reward):
+    """The gain is ∇E[R]·a + ∫(1 − s)·Cov_s(R, (a − ā)²) ds, by Gauss and Legendre; R ∈ [0, 1] bounds the integral."""
+    nodes, weights = np.polynomial.legendre.leggauss(40)
+    nodes, weights = (nodes + 1) / 2, weights / 2
+    p, end = softmax(logits), softmax(logits + step)
+    gain, slope = (end - p) @ reward, (p * (reward - p @ reward)) @ step
+    bends, least, spread = [], [], []
+    for s in nodes:
+        here = softmax(logits + s * step)
+        centred = (step - here @ step) ** 2
+        bends.append(here @ (reward * centred) - (here @ reward) * (here @ centred))
+        least.append(-(here @ reward) * (here @ centred))
+        spread.append(here @ centred)
+    J = functools.partial(expected_reward, torch.tensor(reward))
+    bend = hessian_along(J, torch.tensor(logits), torch.tensor(step)) @ step
+    centred = (step - p @ step) ** 2
+    assert abs(bend - (p @ (reward * centred) - (p @ reward) * (p @ centred))) < 1e-12
+    assert abs(gain - slope - weights * (1 - nodes) @ bends) < 1e-11
+    assert gain >= slope + weights * (1 - nodes) @ least - 1e-11
+    assert gain >= slope - max(spread) / 2 - 1e-11

@@ -27,6 +27,7 @@ import proofs
 from proofs import CLAIMS, divergence_table
 from proofs.__main__ import ledger, main
 from proofs.certificate import (
+    ANY,
     ANY_MASS,
     DIVERGENCE,
     EQUAL,
@@ -54,6 +55,7 @@ from proofs.language import (
     LAST,
     PAST,
     SG,
+    By,
     E,
     Grad,
     Larger,
@@ -68,7 +70,7 @@ from proofs.language import (
     score,
 )
 from proofs.machine import TREE, Listed, Machine, Numbers, Space, Tree
-from proofs.symbols import A, G, R, Z, beta, i, log_v, p, q, q_tilde, r, t, u, v, w
+from proofs.symbols import A, G, R, Z, b, beta, i, log_v, p, q, q_tilde, r, t, u, v, w, z
 from rpg_ref import DIVERGENCES, differentiable_loss, reinforce_loss, weight
 
 ROOT = Path(__file__).parents[1]
@@ -232,6 +234,25 @@ def test_each_relation_has_two_sides():
     assert is_proved(related(outside, NO_COMBINATION, pair, world))
     false = related(inside, NO_COMBINATION, pair, world)
     assert not is_proved(false) and is_refuted(false)
+
+
+def test_a_number_moves_alone():
+    """In By a policy stands still unless its definition holds the number; two kinds of derivative do not mix."""
+    for left, right, worlds in (
+        (By(beta**2 * E(p, R), beta), 2 * beta * E(p, R), (ANY, TREES)),
+        (By(By(E(p, R) / beta, beta), beta), 2 * E(p, R) / beta**3, (ANY, TREES)),
+        (By(KL(p, r), beta), sp.Integer(0), (ANY, TREES)),
+        (By(E(q, over(t, at(w, t))), beta), sp.Integer(0), (TREES,)),
+        (By(sp.exp(z / beta), beta), -z * sp.exp(z / beta) / beta**2, (ANY,)),
+        (By(sp.log(p) / beta, beta), -sp.log(p) / beta**2, (Numbers(),)),
+    ):
+        for world in worlds:
+            assert is_proved(equal(left, right, world)) and not is_refuted(equal(left, right, world))
+            assert is_refuted(equal(left, right + 1, world))
+    for mixed in (Grad(By(beta * p, beta)), By(Grad(beta * p), beta), By(By(beta * b, b), beta)):
+        with pytest.raises(ValueError, match="take one of them"):
+            is_proved(equal(mixed, 0))
+    assert latex(By(KL(p, r), beta)) == r"\frac{\partial}{\partial \beta}KL(p\|r)"
 
 
 # Exact numbers
