@@ -45,6 +45,7 @@ from proofs import (
     sequence_level,
     softmax_fisher,
     softmax_head,
+    stale_sampler,
     token_level,
     unnormalised_anchor,
     zero_avoiding,
@@ -93,6 +94,7 @@ CLAIMS = {
         # Samples, groups, lengths
         monte_carlo_rate.CLAIM,
         sampler_correction.CLAIM,
+        *stale_sampler.CLAIMS,
         *group_advantages.CLAIMS,
         *aggregation.CLAIMS,
         length_normalisation.CLAIM,

@@ -169,7 +169,11 @@ def quantifiers(statement: Statement) -> dict[str, str]:
     if statement.relation in (DIFFERENT, NO_COMBINATION):
         found["holds"] = "there are policies, rewards and references for which it is so: an exact witness is enumerated"
     if isinstance(world, Tree):
-        found["outcomes"] = _shape(world.leaves)
+        found["outcomes"] = _shape(tuple(dict.fromkeys(map(world.text, world.leaves))))
+        if world.switches:
+            found["versions"] = (
+                "a switch to any version after some histories, by a chance that only what came before it decides"
+            )
     elif isinstance(world, Listed):
         found["outcomes"] = f"one decision among {world.outcomes} outcomes"
     elif isinstance(world, Numbers):
@@ -193,7 +197,7 @@ def quantifiers(statement: Statement) -> dict[str, str]:
         if policies & {sym.q, sym.q_tilde}:
             free = isinstance(world, Space | Listed) and not world.old_is_normalised and sym.q in policies
             found["π_old"] = "any, off-policy and on-policy" + (", of any mass Z" if free else "")
-        elif sym.p in policies and functions & {lang.E, lang.OfGroup} and sym.r not in policies:
+        elif sym.p in policies and functions & {lang.E, lang.OfGroup} and not {sym.r, sym.s} & policies:
             found["regime"] = "on-policy"
         if sym.r in policies:
             found["π_ref"] = "any" + (

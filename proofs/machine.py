@@ -79,9 +79,23 @@ class Listed(World):
 
 @dataclass(frozen=True)
 class Tree(World):
-    """A response of several tokens. Source: ours."""
+    """A response of several tokens.
+
+    Attributes:
+        leaves: every response.
+        switches: the histories after which the sampler's version is chosen by chance. The choice stands in a response
+            as a token. Every policy gives it the same probability, which θ does not change. Only the sampler and the
+            indicator K see it.
+
+    Source: ours.
+    """
 
     leaves: tuple[Tokens, ...] = TREE
+    switches: tuple[Tokens, ...] = ()
+
+    def text(self, history: Tokens) -> Tokens:
+        """Return a history without the choices of version. Source: ours."""
+        return tuple(token for n, token in enumerate(history) if history[:n] not in self.switches)
 
 
 @dataclass(frozen=True)
@@ -506,8 +520,9 @@ class Machine:
         if sym.KINDS[e] in (sym.LIVE_POLICY, sym.POLICY, sym.MEASURE):
             return self._chance(e, y, order)
         if e == sym.T:
-            return self.constant(len(y), order)
-        return [self.unknown((e.name, y), positive=False)] + [self.number(0)] * order
+            return self.constant(len(self.world.text(y)), order)
+        seen = y if e == sym.K else self.world.text(y)  # a rule that drops responses may look at their versions
+        return [self.unknown((e.name, seen), positive=False)] + [self.number(0)] * order
 
     def _chance(self, policy: sp.Symbol, y: Tokens, order: int) -> Jet:
         if policy.func is lang.SG:
@@ -535,12 +550,19 @@ class Machine:
         children = self._children(history)
         if policy in self.world.at:
             return self.number(sp.sympify(self.world.at[policy][history][k][token]))
+        name, seen = policy.name, history
+        if history in self.world.switches:
+            if k:
+                return self.number(0)
+            name = "switch"
+        elif policy != sym.s:
+            seen = self.world.text(history)
         if not self.exact:
-            return Real(self._shares((policy.name, history, k), len(children), k)[children.index(token)])
-        found = self.unknown((policy.name, (*history, token), k), positive=k == 0)
+            return Real(self._shares((name, seen, k), len(children), k)[children.index(token)])
+        found = self.unknown((name, (*seen, token), k), positive=k == 0)
         if token == children[-1]:
             (((unknown, _),),) = found.terms
-            others = [self.unknown((policy.name, (*history, c), k), positive=k == 0) for c in children[:-1]]
+            others = [self.unknown((name, (*seen, c), k), positive=k == 0) for c in children[:-1]]
             self.relations[unknown] = Poly(int(k == 0)) - sum(others, Poly())
         return found
 
