@@ -9,6 +9,7 @@ from proofs import (
     aggregation,
     algorithm_1_as_printed,
     baseline,
+    best_response,
     clip_bias,
     clip_region,
     control_variate,
@@ -48,6 +49,7 @@ from proofs import (
     stale_sampler,
     token_level,
     unnormalised_anchor,
+    utilities,
     zero_avoiding,
 )
 
@@ -87,6 +89,8 @@ CLAIMS = {
         optimum.CLAIM,
         iterated_reference.CLAIM,
         reference_rule.CLAIM,
+        *utilities.CLAIMS,
+        best_response.CLAIM,
         # Clipping
         *clip_region.CLAIMS,
         *clip_bias.CLAIMS,

@@ -261,6 +261,9 @@ class Machine:
             raise ValueError(f"the index {e} stands where a value should.")
         if e in self.definitions:
             return self.evaluate(self.definitions[e], order, env)
+        if e in (sym.payoff, sym.transposed):
+            pair = (env["x"], env["against"]) if e == sym.payoff else (env["against"], env["x"])
+            return [self.unknown((sym.payoff.name, pair), positive=False)] + [self.number(0)] * order
         if e in sym.RATIOS and "y" not in env and "x" not in env:
             return self._free(e, order)
         if e in sym.RATIOS:
@@ -397,6 +400,11 @@ class Machine:
 
     def _E(self, e: sp.Expr, order: int, env: Env) -> Jet:  # noqa: N802
         return self.total(lambda inner: self.evaluate(e.args[0] * e.args[1], order, inner), order, env)
+
+    def _Versus(self, e: sp.Expr, order: int, env: Env) -> Jet:  # noqa: N802
+        measure, value = e.args
+        drawn = [(self.evaluate(measure, order, {"x": y}), {**env, "against": y}) for y in range(self.size)]
+        return _added([_binomial(chance, self.evaluate(value, order, inner)) for chance, inner in drawn])
 
     def _Total(self, e: sp.Expr, order: int, env: Env) -> Jet:  # noqa: N802
         return self.total(lambda inner: self.evaluate(e.args[0], order, inner), order, env)
