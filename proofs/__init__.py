@@ -9,6 +9,7 @@ from proofs import (
     aggregation,
     algorithm_1_as_printed,
     baseline,
+    best_response,
     choosing_beta,
     clip_bias,
     clip_region,
@@ -52,8 +53,10 @@ from proofs import (
     sequence_level,
     softmax_fisher,
     softmax_head,
+    stale_sampler,
     token_level,
     unnormalised_anchor,
+    utilities,
     zero_avoiding,
 )
 
@@ -100,6 +103,8 @@ CLAIMS = {
         iterated_reference.CLAIM,
         merging.CLAIM,
         reference_rule.CLAIM,
+        *utilities.CLAIMS,
+        best_response.CLAIM,
         # Clipping
         *clip_region.CLAIMS,
         *clip_bias.CLAIMS,
@@ -107,6 +112,7 @@ CLAIMS = {
         # Samples, groups, lengths
         monte_carlo_rate.CLAIM,
         sampler_correction.CLAIM,
+        *stale_sampler.CLAIMS,
         *group_advantages.CLAIMS,
         *aggregation.CLAIMS,
         length_normalisation.CLAIM,

@@ -169,7 +169,11 @@ def quantifiers(statement: Statement) -> dict[str, str]:
     if statement.relation in (DIFFERENT, NO_COMBINATION):
         found["holds"] = "there are policies, rewards and references for which it is so: an exact witness is enumerated"
     if isinstance(world, Tree):
-        found["outcomes"] = _shape(world.leaves)
+        found["outcomes"] = _shape(tuple(dict.fromkeys(map(world.text, world.leaves))))
+        if world.switches:
+            found["versions"] = (
+                "a switch to any version after some histories, by a chance that only what came before it decides"
+            )
     elif isinstance(world, Listed):
         found["outcomes"] = f"one decision among {world.outcomes} outcomes"
     elif isinstance(world, Numbers):
@@ -190,10 +194,10 @@ def quantifiers(statement: Statement) -> dict[str, str]:
         policies = used & {sym.p, sym.q, sym.q_tilde, sym.r, sym.s}
         if sym.p in policies and sym.p not in statement.definitions:
             found["π_θ"] = "of any mass" if sym.p in world.any_mass else "normalised, any smooth curve of policies"
-        if policies & {sym.q, sym.q_tilde}:
+        if policies & {sym.q, sym.q_tilde} and lang.Versus not in functions:
             free = isinstance(world, Space | Listed) and not world.old_is_normalised and sym.q in policies
             found["π_old"] = "any, off-policy and on-policy" + (", of any mass Z" if free else "")
-        elif sym.p in policies and functions & {lang.E, lang.OfGroup} and sym.r not in policies:
+        elif sym.p in policies and functions & {lang.E, lang.OfGroup} and not {sym.r, sym.s} & policies:
             found["regime"] = "on-policy"
         if sym.r in policies:
             found["π_ref"] = "any" + (
@@ -207,8 +211,10 @@ def quantifiers(statement: Statement) -> dict[str, str]:
             lang.ChiSquare,
         }:
             found["π_ref"] = "none: the divergences are from π_old, that is π_ref = π_old"
-        if sym.s in policies:
+        if sym.s in policies and lang.Versus not in functions:
             found["π_sampler"] = "any"
+        if lang.Versus in functions:
+            found["opponent"] = "s, any, with any anchor q"
         if policies:
             found["support"] = "every policy gives every outcome a positive probability"
     generators = {e.func for x in _expressions(statement) for e in x.atoms(sp.Function)} & set(sym.DERIVATIVE)

@@ -19,7 +19,7 @@ from proofs.language import KL, By, E, Total, variance
 from proofs.optimum import BOLTZMANN, NUMERATOR
 from proofs.symbols import R, best, beta, h, p, r
 
-_least, _most = sp.symbols("m M", real=True)
+_least, _most = sp.symbols("h_min h_max", real=True)
 epsilon = sp.Symbol("epsilon", real=True)
 J_STAR = E(best, R) - beta * KL(best, r)
 

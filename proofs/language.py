@@ -98,6 +98,10 @@ class Given(Node):
     """Given(t, m, X): the expectation of X where m continues after token t. Source: definition."""
 
 
+class Versus(Node):
+    """Versus(m, X): the expectation of X over the outcome y that an opponent draws from m. Source: definition."""
+
+
 class OfGroup(Node):
     """OfGroup(m, X): the expectation of X over G independent samples of m. Source: definition."""
 
@@ -199,6 +203,8 @@ _NAMES = {
     log_v: r"\log v",
 }
 _SPELT = {
+    "h_min": r"h_{\min}",
+    "h_max": r"h_{\max}",
     "rho": r"\rho",
     "rho_K": r"\rho_K",
     "rho_old": r"\rho_q",
@@ -219,6 +225,10 @@ _SPELT = {
     "p_once": r"p_{\mathrm{once}}",
     "p_twice": r"p_{\mathrm{twice}}",
     "bound": r"\bar c",
+    "nu": r"\nu",
+    "s_best": "s^*",
+    "M": "M(x,y)",
+    "M_T": "M(y,x)",
 }
 _RELATIONS = {FROM: r"\ge", AFTER: ">", BEFORE: "<", UP_TO: r"\le", NOT: r"\ne"}
 _SCOPES = {WITHIN: "{}", PAST: "<{}", THROUGH: r"\le {}", LAST: "{}-1"}
@@ -254,14 +264,14 @@ def _atom(expression: sp.Expr) -> str:
     return latex(expression) if plain else _bracketed(expression)
 
 
-_BESIDE = (E, Over, Grad, OfGroup, Next, Given, sp.log, *_DIVERGENCES)  # beside a fraction, not above its line
+_BESIDE = (E, Versus, Over, Grad, OfGroup, Next, Given, sp.log, *_DIVERGENCES)  # beside a fraction, not above its line
 
 
 def _rank(factor: sp.Expr) -> tuple[int, str]:
     base = factor.base if factor.is_Pow else factor
     kinds = [
         base.is_Symbol and base not in KINDS and base not in RATIOS,
-        base.func in (E, OfGroup, Next, Given, Total, Over) or base.func in _DIVERGENCES,
+        base.func in (E, Versus, OfGroup, Next, Given, Total, Over) or base.func in _DIVERGENCES,
         base.func in (Grad, By, Along, Partial),
         base.func is sp.log,
     ]
@@ -380,6 +390,7 @@ _PRINTERS: dict[type, Callable[[sp.Expr], str]] = {
     At: _at,
     Next: _next,
     Given: _given,
+    Versus: lambda e: rf"E_{{y\sim {latex(e.args[0])}}}\left[{latex(e.args[1])}\right]",
     OfGroup: lambda e: rf"E_{{{latex(e.args[0])}^G}}\left[{latex(e.args[1])}\right]",
     Ratio: lambda e: rf"\frac{{{latex(e.args[0])}}}{{{latex(e.args[1])}}}",
     Larger: lambda e: rf"\max({latex(e.args[0])},\,{latex(e.args[1])})",

@@ -79,9 +79,23 @@ class Listed(World):
 
 @dataclass(frozen=True)
 class Tree(World):
-    """A response of several tokens. Source: ours."""
+    """A response of several tokens.
+
+    Attributes:
+        leaves: every response.
+        switches: the histories after which the sampler's version is chosen by chance. The choice stands in a response
+            as a token. Every policy gives it the same probability, which θ does not change. Only the sampler and the
+            indicator K see it.
+
+    Source: ours.
+    """
 
     leaves: tuple[Tokens, ...] = TREE
+    switches: tuple[Tokens, ...] = ()
+
+    def text(self, history: Tokens) -> Tokens:
+        """Return a history without the choices of version. Source: ours."""
+        return tuple(token for n, token in enumerate(history) if history[:n] not in self.switches)
 
 
 @dataclass(frozen=True)
@@ -248,6 +262,9 @@ class Machine:
             raise ValueError(f"the index {e} stands where a value should.")
         if e in self.definitions:
             return self.evaluate(self.definitions[e], order, env)
+        if e in (sym.payoff, sym.transposed):
+            pair = (env["x"], env["against"]) if e == sym.payoff else (env["against"], env["x"])
+            return [self.unknown((sym.payoff.name, pair), positive=False)] + [self.number(0)] * order
         if e in sym.RATIOS and "y" not in env and "x" not in env:
             return self._free(e, order)
         if e in sym.RATIOS:
@@ -389,6 +406,11 @@ class Machine:
     def _E(self, e: sp.Expr, order: int, env: Env) -> Jet:  # noqa: N802
         return self.total(lambda inner: self.evaluate(e.args[0] * e.args[1], order, inner), order, env)
 
+    def _Versus(self, e: sp.Expr, order: int, env: Env) -> Jet:  # noqa: N802
+        measure, value = e.args
+        drawn = [(self.evaluate(measure, order, {"x": y}), {**env, "against": y}) for y in range(self.size)]
+        return _added([_binomial(chance, self.evaluate(value, order, inner)) for chance, inner in drawn])
+
     def _Total(self, e: sp.Expr, order: int, env: Env) -> Jet:  # noqa: N802
         return self.total(lambda inner: self.evaluate(e.args[0], order, inner), order, env)
 
@@ -522,8 +544,9 @@ class Machine:
         if sym.KINDS[e] in (sym.LIVE_POLICY, sym.POLICY, sym.MEASURE):
             return self._chance(e, y, order)
         if e == sym.T:
-            return self.constant(len(y), order)
-        return [self.unknown((e.name, y), positive=False)] + [self.number(0)] * order
+            return self.constant(len(self.world.text(y)), order)
+        seen = y if e == sym.K else self.world.text(y)  # a rule that drops responses may look at their versions
+        return [self.unknown((e.name, seen), positive=False)] + [self.number(0)] * order
 
     def _chance(self, policy: sp.Symbol, y: Tokens, order: int) -> Jet:
         if policy.func is lang.SG:
@@ -551,12 +574,19 @@ class Machine:
         children = self._children(history)
         if policy in self.world.at:
             return self.number(sp.sympify(self.world.at[policy][history][k][token]))
+        name, seen = policy.name, history
+        if history in self.world.switches:
+            if k:
+                return self.number(0)
+            name = "switch"
+        elif policy != sym.s:
+            seen = self.world.text(history)
         if not self.exact:
-            return Real(self._shares((policy.name, history, k), len(children), k)[children.index(token)])
-        found = self.unknown((policy.name, (*history, token), k), positive=k == 0)
+            return Real(self._shares((name, seen, k), len(children), k)[children.index(token)])
+        found = self.unknown((name, (*seen, token), k), positive=k == 0)
         if token == children[-1]:
             (((unknown, _),),) = found.terms
-            others = [self.unknown((policy.name, (*history, c), k), positive=k == 0) for c in children[:-1]]
+            others = [self.unknown((name, (*seen, c), k), positive=k == 0) for c in children[:-1]]
             self.relations[unknown] = Poly(int(k == 0)) - sum(others, Poly())
         return found
 

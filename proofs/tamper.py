@@ -43,7 +43,7 @@ from proofs.certificate import (
     witnesses_against,
 )
 from proofs.machine import Numbers
-from proofs.symbols import RATIOS, p, q, q_tilde, r, s, u, v, w
+from proofs.symbols import RATIOS, K, R, p, q, q_tilde, r, s, u, v, w
 
 POLICIES = (p, q, r)
 SWAPPED = {
@@ -276,6 +276,11 @@ REASONS = {
 }
 
 
+def _sides(statement: Statement) -> tuple[sp.Expr, ...]:
+    right = statement.right if isinstance(statement.right, tuple) else (statement.right,)
+    return statement.left, *right
+
+
 def reason(change: Tampered) -> str:
     """Return why a change makes no difference. Source: ours."""
     before, after = change.before, change.after
@@ -287,6 +292,9 @@ def reason(change: Tampered) -> str:
         return "the term that changed is constant in the number that moves, or linear where two derivatives are taken"
     if sp.S.Zero in (before.left, before.right) and sp.S.Zero in (after.left, after.right):
         return "what was zero stays zero"
+    squares = {K**2: K} | ({R**2: R} if before.world.right else {})
+    if change.kind == "weight" and tuple(x.xreplace(squares) for x in _sides(after)) == _sides(before):
+        return "what is 0 or 1 is its own square"
     return REASONS[change.kind]
 
 

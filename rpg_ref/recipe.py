@@ -198,7 +198,7 @@ class Recipe:
 
         Args:
             logp: log π_θ of the sampled tokens, [B, T]; the only input that carries a gradient.
-            logp_old: log π_old, [B, T].
+            logp_old: log π_old, [B, T]; where several versions drew a response, what each token's own version gave it.
             logp_ref: log π_ref, [B, T]; None means π_ref = π_old.
             advantages: one per sequence [B], or one per token [B, T] at token and prefix level, where at prefix
                 level [B] is a reward at the end and [B, T] rewards at each token.

@@ -91,6 +91,33 @@ def test_links_and_named_files_exist(page):
     assert all((ROOT / path).exists() for path in named)
 
 
+@pytest.mark.parametrize("page", PAGES, ids=lambda page: page.name)
+def test_links_to_the_ledger_name_its_claims(page):
+    named = re.findall(r"\[([^]]+)\]\((?:\.\./)?ledger\.md#(\w+)\)", page.read_text())
+    assert [row for _, row in named if row not in CLAIMS] == []
+    assert all(text == row for text, row in named)
+
+
+PAPERS = """2506.09477 2510.01555 2512.21852 2512.02556 2601.10201 2602.04879 2601.23135 2512.16565 2105.11066
+2502.07460 2510.00819 2406.16768 2602.05933 2505.12504 2210.00991 2212.14405 2510.13060""".split()
+
+
+def test_each_claim_of_others_has_a_section_with_a_verdict_and_a_row():
+    """Every paper is linked, every line of the table has its section, and every section names a row of the ledger."""
+    text = (ROOT / "docs/claims.md").read_text()
+    assert all(f"[{paper}](https://arxiv.org/abs/{paper})" in text for paper in PAPERS)
+    listed = re.findall(r"^\| \[[^]]+\]\(#([^)]+)\)", text, re.MULTILINE)
+    sections = {slug(title): body for title, body in re.findall(r"^## (.+)\n((?:(?!^## ).*\n)*)", text, re.MULTILINE)}
+    assert len(listed) == len(set(listed)) == len(PAPERS) + 1 and listed == [*sections][:-1]
+    for name in listed:
+        assert "**Claim" in sections[name] and "ledger.md#" in sections[name], name
+
+
+def slug(heading):
+    """The anchor of a heading, as mkdocs makes it."""
+    return re.sub(r"[^\w\- ]", "", heading.lower()).strip().replace(" ", "-")
+
+
 SHOWN = [
     pytest.param(code, output, id=f"{page.name}-{number}")
     for page in PAGES

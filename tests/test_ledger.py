@@ -81,6 +81,8 @@ OWN = {
     "bounded_weight": [r"\bar w-w"],  # any weight, not 0 alone
     "iterated_reference": ["> 0", r"p_{\mathrm{once}}"],  # convex: never for three rewards; the exact exception for two
     "sampler_correction": [r"SG(\frac{q}{s})\,\ell", r"\ne"],  # any loss; token by token another objective
+    "stale_sampler": [r"SG(\frac{q}{s})\,\ell", r"\frac{p_{\le t}}{s_{\le t}}", r"\mathbf 1_K"],  # levels; what is kept
+    "stale_sampler_bias": [r"SG(\frac{s}{q})\,A", r"(\frac{s_{<t}}{q_{<t}}-1)\,(\frac{s_{t}}{q_{t}}-1)"],  # two orders
     "dropped_groups": [r"\mathbf 1_K"],
     "chain_rule": [r"\chi^2(p\|r) = E_{q}", r"Jeffreys(p\|r) = E_{q}"],
     "unnormalised_anchor": [r"\nabla Jeffreys(p\|q)\notin", r"\nabla JS(p\|q)\notin"],
@@ -106,6 +108,9 @@ HOLDS = {
     "algorithm_1_as_printed": ("π_ref", "π_ref = π_old"),
     "grpo_on_policy": ("outcomes", "any number of them"),
     "no_kl": ("holds", "an exact witness"),
+    "stale_sampler": ("versions", "by a chance that only what came before it decides"),
+    "pass_at_k": ("reward", "0 or 1"),
+    "best_response": ("opponent", "any"),
 }
 
 

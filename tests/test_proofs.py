@@ -26,6 +26,7 @@ from tiers import quick
 import proofs
 from proofs import CLAIMS, divergence_table
 from proofs.__main__ import ledger, main
+from proofs.best_response import GAME
 from proofs.certificate import (
     ANY,
     ANY_MASS,
@@ -61,6 +62,7 @@ from proofs.language import (
     Larger,
     OfGroup,
     Total,
+    Versus,
     at,
     f,
     f_prime,
@@ -70,7 +72,8 @@ from proofs.language import (
     score,
 )
 from proofs.machine import TREE, Listed, Machine, Numbers, Space, Tree
-from proofs.symbols import A, G, R, Z, b, beta, i, log_v, p, q, q_tilde, r, t, u, v, w, z
+from proofs.stale_sampler import VERSIONS
+from proofs.symbols import A, G, R, Z, b, beta, i, log_v, p, payoff, q, q_tilde, r, s, t, transposed, u, v, w, z
 from rpg_ref import DIVERGENCES, differentiable_loss, reinforce_loss, weight
 
 ROOT = Path(__file__).parents[1]
@@ -302,14 +305,51 @@ def test_a_trees_probabilities_add_up():
     assert is_proved(equal(E(p, over(t, score(at(p, t)))), 0, deeper))
 
 
-@pytest.mark.parametrize("name", ["prefix_level", "prefix_forward_kl", "chain_rule", "token_level", "token_forward_kl"])
+@pytest.mark.parametrize(
+    "name", ["prefix_level", "prefix_forward_kl", "chain_rule", "token_level", "token_forward_kl", "stale_sampler_bias"]
+)
 def test_what_is_proved_on_one_tree_holds_on_a_deeper_one(name):
     deeper = Tree(
         leaves=((0, 0), (0, 1, 0), (0, 1, 1, 0), (0, 1, 1, 1), (1,), (2, 0), (2, 1, 0), (2, 1, 1)),
         old_is_normalised=True,
     )
     for statement in CLAIMS[name].statements:
-        assert agrees(dataclasses.replace(statement, world=deeper))
+        assert not isinstance(statement.world, Tree) or agrees(dataclasses.replace(statement, world=deeper))
+
+
+def test_only_the_sampler_sees_which_version_a_switch_chose():
+    """The chance of a switch is everybody's and does not move; after it π_θ and π_old go on as if there were none."""
+    machine = Machine(VERSIONS, {}, 3)
+
+    def after(policy, version, order=0):
+        history, choice = (machine._chance(policy, (1, *x), order) for x in ((version, 0), (version,)))
+        return [float(history[k].value / choice[0].value) for k in range(order + 1)]
+
+    assert VERSIONS.text((1, 0, 1, 1, 0)) == VERSIONS.text((1, 1, 1, 0)) == (1, 1, 0)
+    assert after(p, 0) == after(p, 1) and after(q, 0) == after(q, 1) and after(s, 0) != after(s, 1)
+    of_p, of_s = ([machine._step(policy, (1,), version, 1) for version in (0, 1)] for policy in (p, s))
+    assert [x[0].value for x in of_p] == [x[0].value for x in of_s] and sum(x[0].value for x in of_p) == 1
+    assert not any(x[1].value for x in of_p)
+
+
+def test_what_is_proved_of_several_versions_holds_on_a_deeper_tree_with_other_switches():
+    ends = ((0,), (1, 0), (1, 1, 0), (1, 1, 1))
+    leaves = tuple((version, *y) for version in (0, 1) for y in ends[:2]) + tuple(
+        (version, 1, 1, second, *y) for version in (0, 1) for second in (0, 1, 2) for y in ends
+    )
+    deeper = Tree(old_is_normalised=True, leaves=leaves, switches=((), (0, 1, 1), (1, 1, 1)))
+    for statement in CLAIMS["stale_sampler"].statements:
+        assert not isinstance(statement.world, Tree) or agrees(dataclasses.replace(statement, world=deeper))
+
+
+def test_an_opponent_draws_from_its_own_policy():
+    """Versus, beside NumPy's matrix product; the transposed payoff is the opponent's."""
+    machine = Machine(GAME, {}, 5)
+    mine, theirs = ([float(machine.evaluate(e, 0, {"x": x})[0].value) for x in range(3)] for e in (p, s))
+    matrix = [[float(machine.unknown((payoff.name, (x, y)), positive=False).value) for y in range(3)] for x in range(3)]
+    exact = np.array(mine) @ np.array(matrix) @ np.array(theirs)
+    assert float(machine.value(E(p, Versus(s, payoff))).value) == pytest.approx(exact, rel=1e-14)
+    assert float(machine.value(E(s, Versus(p, transposed))).value) == pytest.approx(exact, rel=1e-14)
 
 
 # One source

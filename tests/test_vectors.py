@@ -324,6 +324,10 @@ def at_every_token(x):
     return [[A] * len(row) for A, row in zip(x["advantages"], x["mask"], strict=True)]
 
 
+def drawn_by(x, version):
+    return [[x["logp_versions"][k][b][t] for t, k in enumerate(row)] for b, row in enumerate(version)]
+
+
 # The mistakes that choices of rpg_ref make: what its users would have to choose wrongly.
 OURS = {name: edit(loss=name) for name in FORMS} | {
     "no_penalty": edit(beta=0.0),
@@ -358,6 +362,10 @@ OURS = {name: edit(loss=name) for name in FORMS} | {
     "sampler_ignored": edit(logp_sampler=None),
     "sampler_unbounded": edit(sampler_bound=None),
     "old_replaced_by_sampler": edit(logp_old=lambda x: x["logp_sampler"], logp_sampler=None),
+    "newest_version_for_all": edit(logp_old=lambda x: x["logp_versions"][-1]),
+    "oldest_version_for_all": edit(logp_old=lambda x: x["logp_versions"][0]),
+    "first_version_for_all": edit(logp_old=lambda x: drawn_by(x, [row[:1] * len(row) for row in x["version"]])),
+    "version_one_token_late": edit(logp_old=lambda x: drawn_by(x, [[row[0], *row[:-1]] for row in x["version"]])),
 }
 # The same of penalties beside a clip, where rpg_ref has the loss itself.
 OURS_WITH_CLIP = {"unweighted_k3": "grpo", "live_weight_k3": "grpo_corrected", "unweighted_k2": "k2"}
@@ -404,6 +412,12 @@ def test_wrong_functions_and_baselines_that_rpg_ref_has():
             if wrong["name"] in OUR_BASELINES:
                 A = advantages_of(case["inputs"], OUR_BASELINES[wrong["name"]])
                 assert wrong["name"] in diagnose(case, A, rtol=1e-12)
+
+
+@each(FILES["stale"]["cases"])
+def test_a_stale_sampler_s_log_probabilities_are_those_of_each_token_s_version(case):
+    x = case["inputs"]
+    assert x.get("logp_sampler", x["logp_old"]) == drawn_by(x, x["version"])
 
 
 # --------------------------------------------------------------------------------------- 5, 6: claims, coverage

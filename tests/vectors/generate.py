@@ -76,6 +76,8 @@ class Inputs:
     log_mass_old: float | None = None
     micro_batches: list | None = None
     entropy: float | None = None
+    version: list | None = None
+    logp_versions: list | None = None
     each: Callable = lambda sample: sample
 
     def json(self) -> dict:
@@ -449,6 +451,11 @@ def in_two_parts(reward: Callable, penalty: Callable) -> Callable:
     return lambda c: solve(c, objective)
 
 
+def drawn_by(c, version):
+    """The log-probability that each token's version gave it."""
+    return [[mpf(c.logp_versions[k][b][t]) for t, k in enumerate(row)] for b, row in enumerate(version)]
+
+
 def slots(c):
     """Places in the padded tensor."""
     return sum(len(row) for row in c.mask)
@@ -631,6 +638,17 @@ MISTAKES = {name: Mistake(*row) for name, row in {
         change(logp_old=lambda c: c.logp_sampler, logp_sampler=None)),
     "sampler_unbounded": ("π_old/π_sampler is not bounded",
         change(sampler_bound=None)),
+    # several versions of the policy in one response
+    "newest_version_for_all": ("every token has the log-probability of the newest version",
+        change(logp_old=lambda c: c.logp_versions[-1])),
+    "oldest_version_for_all": ("every token has the log-probability of the oldest version",
+        change(logp_old=lambda c: c.logp_versions[0])),
+    "first_version_for_all": ("every token has the log-probability of the version that began its response",
+        change(logp_old=lambda c: drawn_by(c, [[row[0] for _ in row] for row in c.version]))),
+    "version_one_token_late": ("each token has the log-probability of the version that drew the token before it",
+        change(logp_old=lambda c: drawn_by(c, [[row[0], *row[:-1]] for row in c.version]))),
+    "mean_of_versions": ("every token has the logarithm of the versions' mean probability",
+        change(logp_old=lambda c: entries(lambda *x: log(sum(map(exp, map(mpf, x))) / len(x)), *c.logp_versions))),
 }.items()}
 # fmt: on
 MISTAKES |= {x: Mistake(f"the penalty is {what}", using(with_penalty(form))) for x, (_, what, form) in FORMS.items()}
@@ -968,6 +986,34 @@ def samplers(claim):
     yield batch("sampler-sequence", claim, "the ratio of whole responses", c, f"{mistakes} token_level")
 
 
+VERSION = [[0, 1, 1], [1, 2, 0]]
+OF_ONE_VERSION = (
+    "newest_version_for_all oldest_version_for_all first_version_for_all version_one_token_late mean_of_versions"
+)
+
+
+def stale(level, claim):
+    """Versions 0, 1, 2 of the policy drew the tokens; 2 is the newest. Each row is a response, cut by its mask."""
+    drawn = draw(110)
+    newest = drawn["logp_old"]
+    updates = [draw(seed)["logp"] for seed in (111, 112)]
+    older = [
+        entries(lambda x, y: round(min(x + (y + 1.6) / 2, -0.05), 2) if x else 0.0, newest, step) for step in updates
+    ]
+    c = Inputs("differentiable", **drawn, beta=0.5, divergence="urkl", version=VERSION, logp_versions=[*older, newest])
+    c = replace(c, logp_old=entries(float, drawn_by(c, VERSION)))
+    if level == "prefix":
+        c = replace(c, loss="per_decision", level="prefix")
+    if level != "token":
+        c = replace(c, level=level, aggregation="seq-mean-token-sum")
+    comment = f"logp_old is what the version of each token recorded, {level} level"
+    yield batch(f"stale-{level}", claim, comment, c, OF_ONE_VERSION)
+    if level == "sequence":
+        c = replace(c, logp_old=newest, logp_sampler=c.logp_old)
+        comment = "logp_old is the newest version, logp_sampler is what the version of each token recorded"
+        yield batch("stale-sampler", claim, comment, c, "sampler_ignored sampler_upside_down sampler_twice_weighted")
+
+
 def hidden(c: Inputs, logp: float, old: float, ref: float) -> Inputs:
     """The same with these values behind the mask."""
 
@@ -1189,6 +1235,7 @@ TOPICS = {
     "aggregation": Topic("batch", "From losses to one number", "Σ/tokens, mean of means, Σ/sequences, Σ/constant"),
     "micro_batch": Topic("batch", "A batch in parts has the gradient of the whole", "Σ over parts of Σ/denominator"),
     "sampler": Topic("batch", "Samples drawn by another engine", "SG(π_old/π_sampler)·loss"),
+    "stale": Topic("batch", "Several versions of the policy drew one response", "w_t = π_θ/π_version(t)"),
     "masked": Topic("batch", "What a mask hides may hold anything", "replace first, then compute"),
     "divergences": Topic("function", "Seven divergences of d = log v", "value f(v), gradient ∂f/∂d = v·f′(v)"),
     "estimators": Topic("function", "k1, k2, k3 of d = log y, and φ", "−d, d²/2, eᵈ − 1 − d; φ(d) = eᵈ − 1 − d"),
@@ -1232,6 +1279,7 @@ TABLE: list[tuple[str, str, Callable]] = [
     *(("aggregation", "aggregation", partial(aggregations, x)) for x in AGGREGATIONS),
     *(("aggregation", "micro_batch", partial(micro_batches, x)) for x in AGGREGATIONS),
     ("sampler_correction", "sampler", samplers),
+    *(("stale_sampler", "stale", partial(stale, x)) for x in ("token", "sequence", "prefix")),
     ("prop_3_6_urkl", "masked", partial(masked, "differentiable")),
     ("reinforce_urkl", "masked", partial(masked, "reinforce")),
     ("clip_region", "masked", partial(masked, "clipped")),
