@@ -149,7 +149,7 @@ docs-serve: $(VENV)/.docs  ## the site at http://127.0.0.1:8000, built again whe
 
 check-docs: docs     ## every page in headless Chromium without a network, pictures for review into build/screenshots
 	@command -v chromium chromium-browser google-chrome > /dev/null || { echo "make: no Chromium; install it (Debian, Ubuntu: apt install chromium)" >&2; exit 2; }
-	$(PY) -m pytest tests/test_site.py tests/test_kit.py -o addopts="-q --strict-markers --strict-config"
+	$(PYTEST) tests/test_site.py tests/test_kit.py -o addopts="-q --strict-markers --strict-config"
 
 portrait: $(READY)   ## the README's first picture, drawn from the oracle, into docs/assets
 	$(PY) -m docs.kit.portrait $(DOCS)/assets/portrait.png
