@@ -34,6 +34,7 @@ class Claim:
         code: what implements it, ``module:name`` within rpg_ref.
         about: the recipes and divergences it speaks of; empty: of none in particular. In the file "divergences"
             stands for every row of the table of divergences.
+        advice: one sentence that says what a practitioner should do; empty where the claim does not change practice.
 
     Source: ours.
     """
@@ -48,6 +49,7 @@ class Claim:
     docs: str
     code: str
     about: tuple[str, ...] = ()
+    advice: str = ""
 
     def __str__(self) -> str:
         """Return the row as text, a cell a line."""
@@ -198,7 +200,8 @@ def page() -> str:
 Every numbered statement of the paper and every fact of this project, with the three roads that must meet for it: a
 proof in symbols, a test by enumeration, a property on random inputs. p = π_θ, q = π_old, r = π_ref; w = p/q, v = p/r,
 u = r/q. A statement is printed from the very equations that are proved, and the rows above its source say for what they
-hold; a number in brackets counts the equations of the statement. Made from `rpg_ref/ledger.toml` and from `proofs` by
+hold; a number in brackets counts the equations of the statement. The row "advice" says what to do about a claim that
+changes practice. Made from `rpg_ref/ledger.toml` and from `proofs` by
 `make ledger`; `rpg-ref explain NAME` prints a row, with file and line."""
     return "\n\n".join([head, *map(_section, LEDGER.values())])
 
@@ -211,6 +214,7 @@ def _section(claim: Claim) -> str:
     document, _, anchor = claim.docs.removeprefix("docs/").partition("#")
     rows = {
         **{kind: _escaped(text) for kind, text in claim.quantifiers.items()},
+        "advice": _escaped(claim.advice),
         "source": claim.source,
         "proof": f"`{claim.proof}`",
         "exact test": f"`{claim.exact}`",

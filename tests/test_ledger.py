@@ -2,7 +2,7 @@
 
 import ast
 import re
-from dataclasses import fields
+from dataclasses import fields, replace
 from functools import cache
 from pathlib import Path
 
@@ -12,10 +12,12 @@ from proofs import CLAIMS, divergence_table
 from rpg_ref import DIVERGENCES, RECIPES
 from rpg_ref.cli import main
 from rpg_ref.ledger import LEDGER, Claim, about, explain, locate, page
+from rpg_ref.ledger import _escaped as escaped
+from rpg_ref.ledger import _section as section
 
 ROOT = Path(__file__).parents[1]
 ROWS = [pytest.param(claim, id=claim.id) for claim in LEDGER.values()]
-CELLS = [field.name for field in fields(Claim) if field.name not in ("about", "quantifiers")]
+CELLS = [field.name for field in fields(Claim) if field.name not in ("about", "advice", "quantifiers")]
 
 
 @cache
@@ -113,6 +115,28 @@ def test_a_row_says_for_what_it_holds(name):
     assert text in LEDGER[name].quantifiers[kind]
     assert re.search(rf"^  {re.escape(kind)} +.*{re.escape(text)}", explain(name), re.MULTILINE)
     assert f"| {kind} | " in page()
+
+
+SENTENCE = re.compile(r"[A-Z][^\n!?]*[^.!?\s]\.")
+
+
+@pytest.mark.parametrize("claim", ROWS)
+def test_advice_is_one_sentence_that_is_printed(claim):
+    """Any claim may carry advice: here each is given one, and prints it; its own, if it has one, is one sentence."""
+    given = replace(claim, advice="Divide by a constant.")
+    assert re.search(r"^  advice +Divide by a constant\.$", str(given), re.MULTILINE)
+    assert "\n| advice | Divide by a constant. |\n" in section(given)
+    advice = claim.advice
+    assert (f"| advice | {escaped(advice)} |" in section(claim)) == bool(advice)
+    assert bool(re.search(r"^  advice ", str(claim), re.MULTILINE)) == bool(advice)
+    if advice:
+        assert SENTENCE.fullmatch(advice) and ". " not in advice and len(advice.split()) <= 40
+        assert advice in explain(claim.id) and escaped(advice) in page()
+
+
+@pytest.mark.parametrize("wrong", ["no capital.", "No end", "Two. Sentences.", "Two\nlines."])
+def test_what_is_no_sentence_is_seen(wrong):
+    assert not SENTENCE.fullmatch(wrong) or ". " in wrong
 
 
 def test_every_recipe_and_divergence_has_a_claim():
