@@ -9,6 +9,7 @@ from proofs import (
     aggregation,
     algorithm_1_as_printed,
     baseline,
+    baseline_shift,
     clip_bias,
     clip_region,
     control_variate,
@@ -65,6 +66,7 @@ CLAIMS = {
         *k3_identity.CLAIMS,
         control_variate.CLAIM,
         control_variate_variance.CLAIM,
+        baseline_shift.CLAIM,
         mass_gradient.CLAIM,
         unnormalised_anchor.CLAIM,
         # The paper's gradients and losses

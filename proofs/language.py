@@ -202,6 +202,8 @@ _SPELT = {
     "std": r"\mathrm{std}",
     "mu": r"\mu",
     "cstar": "c^*",
+    "bstar": "b^*",
+    "kappa": r"\kappa",
     "epsilon": r"\varepsilon",
     "target": r"\tau",
     "lambda_": r"\lambda",
