@@ -47,6 +47,7 @@ from proofs import (
     softmax_fisher,
     softmax_head,
     token_level,
+    truncated_sampling,
     unnormalised_anchor,
     zero_avoiding,
 )
@@ -95,6 +96,7 @@ CLAIMS = {
         # Samples, groups, lengths
         monte_carlo_rate.CLAIM,
         sampler_correction.CLAIM,
+        truncated_sampling.CLAIM,
         *group_advantages.CLAIMS,
         *aggregation.CLAIMS,
         length_normalisation.CLAIM,

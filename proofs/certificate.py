@@ -193,7 +193,7 @@ def quantifiers(statement: Statement) -> dict[str, str]:
         if policies & {sym.q, sym.q_tilde}:
             free = isinstance(world, Space | Listed) and not world.old_is_normalised and sym.q in policies
             found["π_old"] = "any, off-policy and on-policy" + (", of any mass Z" if free else "")
-        elif sym.p in policies and functions & {lang.E, lang.OfGroup} and sym.r not in policies:
+        elif sym.p in policies and functions & {lang.E, lang.OfGroup} and not policies & {sym.r, sym.s}:
             found["regime"] = "on-policy"
         if sym.r in policies:
             found["π_ref"] = "any" + (

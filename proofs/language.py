@@ -202,6 +202,8 @@ _SPELT = {
     "std": r"\mathrm{std}",
     "mu": r"\mu",
     "cstar": "c^*",
+    "mass_p": "p(S)",
+    "mass_q": "q(S)",
     "bstar": "b^*",
     "kappa": r"\kappa",
     "epsilon": r"\varepsilon",

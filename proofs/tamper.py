@@ -43,7 +43,7 @@ from proofs.certificate import (
     witnesses_against,
 )
 from proofs.machine import Numbers
-from proofs.symbols import RATIOS, p, q, q_tilde, r, s, u, v, w
+from proofs.symbols import RATIOS, K, p, q, q_tilde, r, s, u, v, w
 
 POLICIES = (p, q, r)
 SWAPPED = {
@@ -285,6 +285,9 @@ def reason(change: Tampered) -> str:
         return "everywhere in the region the comparison falls out as it did, or the side is constant"
     if sp.S.Zero in (before.left, before.right) and sp.S.Zero in (after.left, after.right):
         return "what was zero stays zero"
+    squares = {K**2: K, (1 - K) ** 2: 1 - K}
+    if all(getattr(after, side).xreplace(squares) == getattr(before, side) for side in ("left", "right")):
+        return "an indicator is its own square"
     return REASONS[change.kind]
 
 
