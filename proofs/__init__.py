@@ -6,6 +6,7 @@ Source: arXiv 2505.17508; each module names its proposition.
 """
 
 from proofs import (
+    adam_scale,
     aggregation,
     algorithm_1_as_printed,
     baseline,
@@ -98,6 +99,7 @@ CLAIMS = {
         sampler_correction.CLAIM,
         truncated_sampling.CLAIM,
         *group_advantages.CLAIMS,
+        adam_scale.CLAIM,
         *aggregation.CLAIMS,
         length_normalisation.CLAIM,
         *token_level.CLAIMS,
