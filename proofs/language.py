@@ -98,6 +98,13 @@ class OfGroup(Node):
     """OfGroup(m, X): the expectation of X over G independent samples of m. Source: definition."""
 
 
+class OfOthers(Node):
+    """OfOthers(m, X): the expectation of X over G − 1 further samples of m, over which the indices run.
+
+    Source: definition.
+    """
+
+
 class Ratio(Node):
     """Ratio(a, b): a/b, and 0 where b is 0. Source: Shao et al. 2024."""
 
@@ -253,14 +260,24 @@ def _atom(expression: sp.Expr) -> str:
     return latex(expression) if plain else _bracketed(expression)
 
 
-_BESIDE = (E, Over, Grad, OfGroup, Next, Given, sp.log, *_DIVERGENCES)  # beside a fraction, not above its line
+_BESIDE = (
+    E,
+    Over,
+    Grad,
+    OfGroup,
+    OfOthers,
+    Next,
+    Given,
+    sp.log,
+    *_DIVERGENCES,
+)  # beside a fraction, not above its line
 
 
 def _rank(factor: sp.Expr) -> tuple[int, str]:
     base = factor.base if factor.is_Pow else factor
     kinds = [
         base.is_Symbol and base not in KINDS and base not in RATIOS,
-        base.func in (E, OfGroup, Next, Given, Total, Over) or base.func in _DIVERGENCES,
+        base.func in (E, OfGroup, OfOthers, Next, Given, Total, Over) or base.func in _DIVERGENCES,
         base.func in (Grad, Along, Partial),
         base.func is sp.log,
     ]
@@ -379,6 +396,7 @@ _PRINTERS: dict[type, Callable[[sp.Expr], str]] = {
     Next: _next,
     Given: _given,
     OfGroup: lambda e: rf"E_{{{latex(e.args[0])}^G}}\left[{latex(e.args[1])}\right]",
+    OfOthers: lambda e: rf"E_{{{latex(e.args[0])}^{{G-1}}}}\left[{latex(e.args[1])}\right]",
     Ratio: lambda e: rf"\frac{{{latex(e.args[0])}}}{{{latex(e.args[1])}}}",
     Larger: lambda e: rf"\max({latex(e.args[0])},\,{latex(e.args[1])})",
     Smaller: lambda e: rf"\min({latex(e.args[0])},\,{latex(e.args[1])})",
