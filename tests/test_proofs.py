@@ -107,7 +107,7 @@ def test_claim(name, request):
     assert CERTIFICATE[name] == str(verdict) == f"proved; {verdict.refuted} near misses refuted"
 
 
-@pytest.mark.parametrize("name", quick(CLAIMS, CLAIMS.keys() - {"group_std"}))
+@pytest.mark.parametrize("name", quick(CLAIMS, CLAIMS.keys() - {"group_std", "token_mean"}))
 def test_every_equation_that_is_proved_is_enumerated_too(name):
     """The proof by unknowns and the sum at three random points agree: a mistake in one of them would show."""
     for statement in CLAIMS[name].statements:
@@ -188,7 +188,7 @@ def test_a_factor_that_is_right_at_two_group_sizes_is_not_proved_of_all(factor):
     ],
 )
 def test_at_any_group_size_sums_beside_each_other_are_not_taken_for_one(value):
-    """E[(Σ R_i)²] is not G²·E[R²]: a sum within a sum has two samples, and two sums beside each other would have one."""
+    """E[(Σ R_i)²] is not G²·E[R²]. A sum within a sum has two samples; two sums beside each other would have one."""
     with pytest.raises(ValueError, match="may stand in another, but not beside it"):
         is_proved(equal(OfGroup(q, value), G**2 * E(q, R**2), GROUPS))
     nested = over(i, at(R, i) * over(j, at(R, j)))
