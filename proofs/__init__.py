@@ -50,6 +50,7 @@ from proofs import (
     token_level,
     token_mean,
     truncated_sampling,
+    uneven_groups,
     unnormalised_anchor,
     zero_avoiding,
 )
@@ -100,6 +101,7 @@ CLAIMS = {
         sampler_correction.CLAIM,
         truncated_sampling.CLAIM,
         *group_advantages.CLAIMS,
+        uneven_groups.CLAIM,
         adam_scale.CLAIM,
         *aggregation.CLAIMS,
         length_normalisation.CLAIM,

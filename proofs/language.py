@@ -213,6 +213,8 @@ _SPELT = {
     "sigma_T": r"\sigma",
     "H_p": "H_p(T)",
     "H_q": "H_q(T)",
+    "mass_K_p": "p(K)",
+    "mass_K_q": "q(K)",
     "mass_p": "p(S)",
     "mass_q": "q(S)",
     "bstar": "b^*",
@@ -367,6 +369,7 @@ def _over(expression: sp.Expr) -> str:
 def _at(expression: sp.Expr) -> str:
     value, index, scope = expression.args
     base = name(value) if value.is_Symbol else _bracketed(value)
+    base = f"({base})" if "_" in base and value.is_Symbol else base  # one subscript a symbol
     return rf"{base}_{{{_SCOPES[scope].format(latex(index))}}}"
 
 
