@@ -213,6 +213,7 @@ _SPELT = {
     "sigma_T": r"\sigma",
     "H_p": "H_p(T)",
     "H_q": "H_q(T)",
+    "alpha": r"\alpha",
     "mass_K_p": "p(K)",
     "mass_K_q": "q(K)",
     "mass_p": "p(S)",
