@@ -223,6 +223,8 @@ def quantifiers(statement: Statement) -> dict[str, str]:
     rewards = names & {sym.R, sym.A, sym.h}
     if rewards:
         found["reward"] = "0 or 1" if world.right else "any"
+    if sym.g in names:
+        found["g"] = "any function of the outcome and of θ, smooth in θ"
     if sym.K in names:
         found["K"] = "any set of outcomes"
     if sym.T in names and not isinstance(world, Tree):

@@ -326,7 +326,7 @@ class Machine:
                 return self.constant(INDICATED[x % 3], order)
             if kind == sym.LENGTH:
                 return self.constant(LENGTHS[x % 3], order)
-        if kind == sym.INDICATOR:
+        if kind == sym.INDICATOR and e not in self.world.at:
             return [Poly({((intern(("indicator", (e.name, x))), Fraction(1)),): Fraction(1)})] + tail
         positive = kind in (sym.LIVE_POLICY, sym.POLICY, sym.MEASURE, sym.LENGTH)
         return [self._atom(e, x, k, positive=positive and k == 0) for k in range(orders + 1)] + tail
@@ -478,7 +478,7 @@ class Machine:
 
     def _Over(self, e: sp.Expr, order: int, env: Env) -> Jet:  # noqa: N802
         value, index, relation, other = e.args
-        length = len(env["y"]) if "y" in env else self.group
+        length = len(env["y"]) if "y" in env else env.get("others", self.group)
         if isinstance(length, int):
             last = env.get(other, 0)
             allowed = {
@@ -513,11 +513,37 @@ class Machine:
                 inner = {("sample", n): x for n, x in enumerate(drawn, start=1)}
                 total.append(_binomial(chance, self.evaluate(value, order, inner)))
             return _added(total)
+        if self._sums(value) > 1:
+            raise ValueError("at any group size a sum over the group may stand in another, but not beside it.")
         values = self.evaluate(value, order, {**env, "samples": ()})
-        for n in range(1, 4):
+        for n in range(1, 5):
             values = _binomial(values, self.evaluate(measure, order, {"x": ("sample", n)}))
             values = [self.moment(x, ("sample", n)) for x in values]
         return values
+
+    def _sums(self, e: sp.Expr) -> int:
+        """Return how many sums over the group are multiplied; of one in a function, two: the function is not linear.
+
+        Every sum stands for as many copies of its first new sample. The copies of two sums beside each other would be
+        one and the same sample.
+        """
+        if e in self.definitions:
+            return self._sums(self.definitions[e])
+        inner = [self._sums(x) for x in e.args]
+        if e.func is lang.Over:
+            return max(1, inner[0])
+        return sum(inner) if e.is_Mul else max(inner, default=0) * (1 if e.is_Add else 2)
+
+    def _OfOthers(self, e: sp.Expr, order: int, env: Env) -> Jet:  # noqa: N802
+        measure, value = e.args
+        total, others = [], self.group - 1
+        for drawn in product(range(self.size), repeat=others):
+            chance = self.constant(1, order)
+            for x in drawn:
+                chance = _binomial(chance, self.evaluate(measure, order, {"x": x}))
+            inner = {**env, "others": others, **{("sample", n): x for n, x in enumerate(drawn, start=1)}}
+            total.append(_binomial(chance, self.evaluate(value, order, inner)))
+        return _added(total)
 
     def _At(self, e: sp.Expr, order: int, env: Env) -> Jet:  # noqa: N802
         value, index, scope = e.args
