@@ -202,6 +202,8 @@ _SPELT = {
     "std": r"\mathrm{std}",
     "mu": r"\mu",
     "cstar": "c^*",
+    "c_": "c",
+    "A_": "A'",
     "epsilon": r"\varepsilon",
     "target": r"\tau",
     "lambda_": r"\lambda",
@@ -209,6 +211,8 @@ _SPELT = {
     "mixed": r"\mathbf 1_{\mathrm{mixed}}",
     "p_once": r"p_{\mathrm{once}}",
     "p_twice": r"p_{\mathrm{twice}}",
+    "vbar": r"\bar v",
+    "v_kept": r"v_{\mathrm{kept}}",
     "bound": r"\bar c",
 }
 _RELATIONS = {FROM: r"\ge", AFTER: ">", BEFORE: "<", UP_TO: r"\le", NOT: r"\ne"}

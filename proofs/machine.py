@@ -304,7 +304,7 @@ class Machine:
                 return self.constant(INDICATED[x % 3], order)
             if kind == sym.LENGTH:
                 return self.constant(LENGTHS[x % 3], order)
-        if kind == sym.INDICATOR:
+        if kind == sym.INDICATOR and e not in self.world.at:
             return [Poly({((intern(("indicator", (e.name, x))), Fraction(1)),): Fraction(1)})] + tail
         positive = kind in (sym.LIVE_POLICY, sym.POLICY, sym.MEASURE, sym.LENGTH)
         return [self._atom(e, x, k, positive=positive and k == 0) for k in range(orders + 1)] + tail
@@ -507,6 +507,8 @@ class Machine:
             return self._chance(e, y, order)
         if e == sym.T:
             return self.constant(len(y), order)
+        if e in self.world.at:
+            return self.constant(sp.sympify(self.world.at[e][y]), order)
         return [self.unknown((e.name, y), positive=False)] + [self.number(0)] * order
 
     def _chance(self, policy: sp.Symbol, y: Tokens, order: int) -> Jet:

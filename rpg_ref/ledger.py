@@ -34,6 +34,7 @@ class Claim:
         code: what implements it, ``module:name`` within rpg_ref.
         about: the recipes and divergences it speaks of; empty: of none in particular. In the file "divergences"
             stands for every row of the table of divergences.
+        advice: what a practitioner should do about it, in one sentence; empty where it changes nothing.
 
     Source: ours.
     """
@@ -48,6 +49,7 @@ class Claim:
     docs: str
     code: str
     about: tuple[str, ...] = ()
+    advice: str = ""
 
     def __str__(self) -> str:
         """Return the row as text, a cell a line."""
