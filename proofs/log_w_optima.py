@@ -30,7 +30,7 @@ from proofs.symbols import A, best, beta, p, q, w
 
 _c = sp.Symbol("c_", positive=True)
 _m, _d, _epsilon = sp.symbols("m d epsilon", positive=True)
-_n = sp.Symbol("n", real=True)
+_n, _x = sp.symbols("n x", real=True)
 
 
 def _short_of(value: sp.Expr, tilted: sp.Expr = best) -> Statement:  # noqa: B008
@@ -47,7 +47,7 @@ def _grows(limit: sp.Expr | int) -> Statement:
 POSITIVE = _m * best / q - beta
 MASS = E(q, A + beta)
 CPGD_CLAIM = Claim(
-    id="cpgd",
+    id="cpgd_optimum",
     source="ours; on Liu et al. 2025, arXiv 2505.12504 (CPGD)",
     statements=(
         equal(Grad(E(q, CPGD)), -Grad(E(q, (A + beta) * sp.log(p)))),
@@ -80,7 +80,7 @@ def _regularised(objective: sp.Expr) -> Statement:
 
 
 def _lambert(left: sp.Expr, right: sp.Expr) -> Statement:
-    return equal(left, right, Numbers(), A=beta * (sp.log(w) + _c * w))
+    return equal(left, right, Numbers(), x=sp.log(w) + _c * w)  # x is A/β at rest
 
 
 OF_W = (A / beta - sp.log(w)) / w
@@ -91,20 +91,20 @@ PMD_MEAN = Claim(
         _pmd(-E(q, X * score())),
         equal(E(q, X), 0, NORMALISED, c_=C),
         _regularised(REGULARISED),
-        _lambert(_c * w * sp.exp(_c * w), _c * sp.exp(A / beta)),
+        _lambert(_c * w * sp.exp(_c * w), _c * sp.exp(_x)),
         equal(Slope(OF_W, w), -_c - 1 / w, Numbers(), c_=OF_W),
         related(-_c - 1 / w, LESS, 0, Numbers()),
     ),
     near_misses={
         "c = KL(q‖p) for any A": equal(E(q, X), 0, NORMALISED, c_=KL(q, p)),
         "c = KL(p‖q)": equal(E(q, X), 0, NORMALISED, c_=KL(p, q) + E(q, A) / beta),
-        "it rests at the mirror-descent step": _lambert(w, sp.exp(A / beta)),
+        "it rests at the mirror-descent step": _lambert(w, sp.exp(_x)),
         "no χ² term": _regularised(E(p, A) - beta * KL(p, q)),
         "χ² at twice the strength": _regularised(E(p, A) - beta * KL(p, q) - beta * SG(_c) * ChiSquare(p, q)),
         "c is differentiated": _regularised(E(p, A) - beta * KL(p, q) - beta / 2 * _c * ChiSquare(p, q)),
-        "w = W(e^{A/β})": _lambert(w * sp.exp(w), sp.exp(A / beta)),
+        "w = W(e^{A/β})": _lambert(w * sp.exp(w), sp.exp(_x)),
         "it ascends E[A], off-policy": _pmd(-Grad(E(p, A))),
     },
-    printed=5,
+    printed=4,
 )
 CLAIMS = (CPGD_CLAIM, PMD_MEAN)

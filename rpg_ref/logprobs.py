@@ -68,8 +68,8 @@ def token_entropy(logits: Float[Tensor, "*batch V"], *, temperature: float = 1.0
 def with_rest(logp: Float[Tensor, "*batch k"]) -> Float[Tensor, "*batch k+1"]:
     """Append the log-probability of all tokens that are not listed, log(1 − Σ π): one bucket for the rest.
 
-    A divergence over the result is a divergence, and bounds that of the whole vocabulary from below. Without the bucket a
-    sum over the top k tokens is neither. Take the same k tokens for every policy.
+    A divergence over the result is a divergence, and bounds that of the whole vocabulary from below. A sum over the
+    top k tokens alone does neither. Take the same k tokens for every policy.
 
     Args:
         logp: log-probabilities of k distinct tokens, in nats, [..., k].

@@ -1,4 +1,4 @@
-"""Where a KL, a weight, a stop-gradient and a normalisation may stand: gradients by enumeration, on trees and bandits."""
+"""Where a KL, a weight, a stop-gradient and a normalisation may stand: gradients by enumeration."""
 
 import functools
 import itertools
@@ -220,7 +220,7 @@ def parity(horizon, rare, rare_old):
 
 @pytest.mark.parametrize("horizon", [2, 3, 4])
 def test_the_bias_of_the_token_level_reaches_its_bound(horizon):
-    """θ = 0.03, ε = 0.01. One parameter moves all rare logits: S = 2θ(1 − θ), and the bias is by hand T·(m_q^… − m_p^…)."""
+    """θ = 0.03, ε = 0.01. One parameter moves all rare logits: S = 2θ(1 − θ). The bias is by hand."""
     rare, rare_old = 0.03, 0.01
     bias = token_level_bias(parity(horizon, rare, rare_old))[:, 1].sum()
     moved = rare * (1 - rare)
@@ -268,7 +268,7 @@ def parts(table, R):
 
 
 def test_on_equal_rewards_a_fused_advantage_forgets_beta():
-    """log v = (0.4, −0.2, −0.2), b = 1: the group's standardised advantages are (−2, 1, 1)/√3, at β = 1e-3 and at 10."""
+    """log v = (0.4, −0.2, −0.2), b = 1: the standardised advantages are (−2, 1, 1)/√3, at β = 1e-3 and at 10."""
     log_v, ids = torch.tensor([0.4, -0.2, -0.2], dtype=F64), torch.zeros(3).long()
     for beta in (1e-3, 10.0):
         fused = advantages(1 - beta * log_v, ids, "group_std")

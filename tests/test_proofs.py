@@ -281,7 +281,9 @@ def test_a_trees_probabilities_add_up():
     assert is_proved(equal(E(p, over(t, score(at(p, t)))), 0, deeper))
 
 
-@pytest.mark.parametrize("name", ["prefix_level", "prefix_forward_kl", "chain_rule", "token_level", "token_forward_kl"])
+@pytest.mark.parametrize(
+    "name", ["prefix_level", "prefix_forward_kl", "chain_rule", "sequence_kl", "token_level", "token_forward_kl"]
+)
 def test_what_is_proved_on_one_tree_holds_on_a_deeper_one(name):
     deeper = Tree(
         leaves=((0, 0), (0, 1, 0), (0, 1, 1, 0), (0, 1, 1, 1), (1,), (2, 0), (2, 1, 0), (2, 1, 1)),

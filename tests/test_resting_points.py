@@ -139,7 +139,7 @@ def test_one_round_of_ppo_on_two_arms_ends_where_it_should(q, rest):
 
 
 def test_the_clip_bounds_a_round_and_no_number_of_rounds():
-    """From 0.1 at ε = 0.2 by hand: 1 − p falls as 0.8ⁿ to 0.4608, then p grows by 1.2 a round, and the seventh tends to 1."""
+    """From 0.1 at ε = 0.2: 1 − p falls as 0.8ⁿ to 0.4608, then p grows by 1.2 a round; the seventh tends to 1."""
     q, found = 0.1, []
     while resting_point(q, 0.2) < 1:
         q = resting_point(q, 0.2)
