@@ -9,8 +9,9 @@ what it was. Apart, the mean scales the reward alone.
 Division is another matter. Take an infinite group, whose statistics are those of π_old. Fused, the gradient is ∇J
 divided by the deviation of R − β·log v. It keeps the direction of each prompt's own J. But where all rewards of a
 prompt are equal it is −∇KL divided by the deviation of log v, for any β > 0: such a prompt pulls to the reference,
-and β has no say in it. Apart, the gradient is that of E[R] − β·σ·KL, divided by σ, the deviation of the rewards. So
-the penalty has the strength β on every prompt, and β·σ relative to the reward.
+and β has no say in it. In a group of any size it is the same there, because standardising removes a constant and a
+positive factor. Apart, the gradient is that of E[R] − β·σ·KL, divided by σ, the deviation of the rewards. So the
+penalty has the strength β on every prompt, and β·σ relative to the reward.
 
 Source: ours; on arXiv 2601.10201, and Shao et al. 2024 (GRPO).
 """

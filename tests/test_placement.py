@@ -241,6 +241,19 @@ def test_the_bias_of_the_token_level_is_within_its_bound(tree: Tree):
     assert (np.abs(token_level_bias(tree)) <= bound + 1e-12).all()
 
 
+@pytest.mark.parametrize(("shape", "most"), [((3, 3, 1), 0.1), ((2, 6, None), 0.01)])
+def test_on_random_trees_the_bias_is_far_below_its_bound(shape, most):
+    """Near π_old, a tenth of the way to another policy, and far from it."""
+    for seed in range(3):
+        tree = drawn(shape, seed)
+        for way in (0.1, 1.0):
+            old = tree.logits + way * (tree.old - tree.logits)
+            p, q = softmax(tree.logits), softmax(old)
+            pairs = shape[1] * (shape[1] - 1)
+            bound = pairs * np.abs(p - q).sum(1).max() * p * (1 - p) * np.ptp(tree.reward)
+            assert (np.abs(token_level_bias(tree._replace(old=old))) < most * bound).all()
+
+
 # Reward and KL in one advantage
 
 

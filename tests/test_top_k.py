@@ -2,7 +2,6 @@
 
 import math
 
-import mpmath
 import numpy as np
 import numpy_oracle
 import pytest
@@ -90,29 +89,3 @@ def test_the_gradient_of_a_bucketed_kl(table, tokens):
     ):
         (found,) = torch.autograd.grad(value, leaf, retain_graph=True)
         assert np.abs(found.numpy() - p * (c - p @ c)).max() < 1e-11
-
-
-@given(table=floats(4, st.floats(-40.0, 0.0)), far=st.floats(-30.0, 30.0))
-def test_the_rest_is_its_definition_in_fifty_digits(table, far):
-    """log(1 − Σπ) of the first three of four tokens, from a rest of nearly nothing to a rest of nearly all."""
-    logp = torch.tensor(table + [0.0, 0.0, 0.0, far]).log_softmax(0)
-    found = with_rest(logp[:3])
-    assert torch.equal(found[:3], logp[:3])
-    with mpmath.workdps(50):
-        rest = 1 - sum(mpmath.exp(mpmath.mpf(x.item())) for x in logp[:3])
-        if rest > 1e-14:
-            assert found[3].item() == pytest.approx(float(mpmath.log(rest)), rel=1e-14, abs=float(1e-15 / rest))
-
-
-def test_a_rest_of_nothing_has_a_finite_log_probability_and_gradient():
-    for dtype, least in ((torch.float32, 1e-7), (F64, 2e-16)):
-        leaf = torch.tensor([0.0, -1e3], dtype=dtype, requires_grad=True)
-        logp = with_rest(leaf.log_softmax(0)[:1])
-        assert least < logp[-1].exp().item() < 3 * least
-        assert torch.autograd.grad(logp.sum(), leaf)[0].isfinite().all()
-    assert with_rest(torch.tensor([-1.0], dtype=torch.bfloat16)).dtype == torch.float32
-
-
-def test_tokens_that_are_listed_twice_are_refused():
-    with pytest.raises(ValueError, match=r"a row add up to 1\.2; pass those of distinct tokens"):
-        with_rest(torch.tensor([[0.6, 0.6]]).log())
