@@ -220,7 +220,7 @@ def quantifiers(statement: Statement) -> dict[str, str]:
     generators = {e.func for x in _expressions(statement) for e in x.atoms(sp.Function)} & set(sym.DERIVATIVE)
     if generators:
         found["f"] = "any, twice differentiable, with f(1) = 0"
-    rewards = names & {sym.R, sym.A, sym.h}
+    rewards = (names & {sym.R, sym.A, sym.h}) - set(statement.definitions)
     if rewards:
         found["reward"] = "0 or 1" if world.right else "any"
     if sym.g in names:

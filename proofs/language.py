@@ -234,6 +234,8 @@ _SPELT = {
     "beta_1": r"\beta_1",
     "beta_2": r"\beta_2",
     "grad": r"\hat g",
+    "c_": "c",
+    "A_": "A'",
     "epsilon": r"\varepsilon",
     "eta": r"\eta",
     "lambda_star": r"\lambda^*",
@@ -245,11 +247,13 @@ _SPELT = {
     "p_hat": r"\hat p",
     "p_once": r"p_{\mathrm{once}}",
     "p_twice": r"p_{\mathrm{twice}}",
+    "vbar": r"\bar v",
+    "v_kept": r"v_{\mathrm{kept}}",
     "bound": r"\bar c",
     "nu": r"\nu",
     "s_best": "s^*",
-    "M": "M(x,y)",
-    "M_T": "M(y,x)",
+    "payoff": "M(x,y)",
+    "payoff_T": "M(y,x)",
 }
 _RELATIONS = {FROM: r"\ge", AFTER: ">", BEFORE: "<", UP_TO: r"\le", NOT: r"\ne"}
 _SCOPES = {WITHIN: "{}", PAST: "<{}", THROUGH: r"\le {}", LAST: "{}-1"}

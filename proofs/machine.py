@@ -571,6 +571,8 @@ class Machine:
             return self._chance(e, y, order)
         if e == sym.T:
             return self.constant(len(self.world.text(y)), order)
+        if e in self.world.at:
+            return self.constant(sp.sympify(self.world.at[e][y]), order)
         seen = y if e == sym.K else self.world.text(y)  # a rule that drops responses may look at their versions
         return [self.unknown((e.name, seen), positive=False)] + [self.number(0)] * order
 

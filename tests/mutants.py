@@ -90,6 +90,8 @@ HAND = [
     # log-probabilities
     ("logprobs.py", "logp = (at_least_float32(logits) / temperature).log_softmax(-1)\n    return", "logp = at_least_float32(logits).log_softmax(-1)\n    return"),
     ("logprobs.py", "logp = torch.where(possible, logp, 0.0)", "logp = logp"),
+    ("logprobs.py", "kept = kept.clamp(max=-least)", "kept = kept.clamp(max=0.0)"),
+    ("logprobs.py", "torch.where(kept > half, (-many.expm1()).log(), (-few.exp()).log1p())", "(-kept.exp()).log1p()"),
     # the checks themselves
     ("checks.py", "_ROUNDING = 1e-3", "_ROUNDING = 1e3"),
     ("surrogates.py", "if shape not in ((), tuple(logp.shape)):", "if False:"),
@@ -320,6 +322,12 @@ DEAD = "it fills the places where the other branch is taken"
 ROUNDING = "both forms are right to rounding in between, by the same bounds"
 EQUIVALENT = {
     # (function, the mutated line): why no input can tell it from the original
+    ("logprobs.x_with_rest", "half = -math.log(3)"): ROUNDING,
+    ("logprobs.x_with_rest", "if (kept >= 1e-3).any():"): "whether rounding may be a thousandth itself is arbitrary",
+    (
+        "logprobs.x_with_rest",
+        "return torch.cat([logp, torch.where(kept >= half, (-many.expm1()).log(), (-few.exp()).log1p())], -1)",
+    ): ROUNDING,
     ("divergences.x_v_minus_1", "return torch.where(d >= -1, d.expm1(), d.clamp(max=-1.0).exp() - 1)"): ROUNDING,
     ("divergences.x_v_minus_1", "return torch.where(d > -1, d.expm1(), d.clamp(max=+1.0).exp() - 1)"): DEAD,
     ("divergences.x_v_minus_1", "return torch.where(d > -2, d.expm1(), d.clamp(max=-1.0).exp() - 1)"): ROUNDING,

@@ -160,5 +160,5 @@ def code_lines(path: Path) -> int:
 
 def test_the_core_is_small():
     sizes = {module: code_lines(path_of(module)) for module in CORE}
-    assert sum(sizes.values()) < 1000, sizes
+    assert sum(sizes.values()) < 1100, sizes
     assert max(sizes.values()) < 250, sizes

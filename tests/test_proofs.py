@@ -73,7 +73,31 @@ from proofs.language import (
 )
 from proofs.machine import TREE, Listed, Machine, Numbers, Space, Tree
 from proofs.stale_sampler import VERSIONS
-from proofs.symbols import A, G, R, T, Z, b, beta, i, j, log_v, p, payoff, q, q_tilde, r, s, t, transposed, u, v, w, z
+from proofs.symbols import (
+    A,
+    G,
+    K,
+    R,
+    T,
+    Z,
+    b,
+    beta,
+    i,
+    j,
+    log_v,
+    p,
+    payoff,
+    q,
+    q_tilde,
+    r,
+    s,
+    t,
+    transposed,
+    u,
+    v,
+    w,
+    z,
+)
 from rpg_ref import DIVERGENCES, differentiable_loss, reinforce_loss, weight
 
 ROOT = Path(__file__).parents[1]
@@ -306,6 +330,25 @@ def test_what_is_not_zero_is_not_said_to_be(a, b):
     assert is_zero(a - b) == (number(a) == number(b))
 
 
+def test_a_root_of_a_prime_has_one_normal_form():
+    """1/√2 is √2/2, and 1/√(2(a + b)) is √2/(2√(a + b))."""
+    root, total = Poly(2).power(Fraction(1, 2)), Poly({((NAMES[0], 1),): 1}) + Poly({((NAMES[1], 1),): 1})
+    assert is_zero(root.power(Fraction(-1)) - Poly(Fraction(1, 2)) * root)
+    doubled = (Poly(2) * total).power(Fraction(1, 2)).power(Fraction(-1))
+    assert is_zero(doubled - Poly(Fraction(1, 2)) * root * total.power(Fraction(-1, 2)))
+
+
+def test_an_example_may_fix_a_set_of_outcomes_and_the_rewards_of_a_tree():
+    third = (sp.Rational(1, 3),) * 3
+    for chosen, size in (((1, 0, 0), 1), ((1, 1, 0), 2)):
+        world = Listed(at={p: third, K: chosen})
+        assert is_proved(related(E(p, K), LESS, sp.Rational(size, 3) + sp.Rational(1, 99), world))
+        assert is_refuted(equal(E(p, K), sp.Rational(size + 1, 3), world))
+    half = {(): ((sp.Rational(1, 2),) * 2,), (1,): ((sp.Rational(1, 2),) * 2,)}
+    tree = Tree(leaves=((0,), (1, 0), (1, 1)), at={p: half, R: {(0,): 8, (1, 0): 4, (1, 1): 0}})
+    assert is_proved(equal(E(p, R), 5, tree)) and is_refuted(equal(E(p, R), 4, tree))
+
+
 def test_the_numbers_are_those_of_the_other_oracle():
     """KL and χ² of the checker's own witness, beside NumPy's sums."""
     machine = Machine(Space(), {}, 5)
@@ -324,7 +367,16 @@ def test_a_trees_probabilities_add_up():
 
 
 @pytest.mark.parametrize(
-    "name", ["prefix_level", "prefix_forward_kl", "chain_rule", "token_level", "token_forward_kl", "stale_sampler_bias"]
+    "name",
+    [
+        "prefix_level",
+        "prefix_forward_kl",
+        "chain_rule",
+        "sequence_kl",
+        "token_level",
+        "token_forward_kl",
+        "stale_sampler_bias",
+    ],
 )
 def test_what_is_proved_on_one_tree_holds_on_a_deeper_one(name):
     deeper = Tree(
