@@ -176,7 +176,7 @@ GENERATE = "tests/test_vectors.py::test_a_changed_file_is_found"
 TABLE: list[tuple[str, tuple[Here | CI | ByTest | Exempt, ...]]] = [
     # make
     (
-        r"make (test|test-full|test-all|stages|lint|types|verify|rehearse|docs|check-docs|check-vllm|check-trl|check-verl|check-audit)",
+        r"make (test(-full|-all)?|stages|lint|types|verify|rehearse|docs|check-(docs|vllm|trl|verl|audit))",
         (CI(),),
     ),
     (r"make train", (Here(f"'ARGS={TINY}'"),)),
