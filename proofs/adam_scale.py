@@ -19,8 +19,8 @@ import sympy as sp
 
 from proofs.certificate import Claim, Statement, equal
 from proofs.language import Smaller
-from proofs.machine import Numbers
 from proofs.symbols import G, R, a, beta, h
+from proofs.worlds import Numbers
 
 _kappa, _other, _eps = sp.symbols("kappa kappa_other epsilon", positive=True)
 _first, _second, _grad = sp.Symbol("m", real=True), sp.Symbol("s_2", positive=True), sp.Symbol("grad", real=True)

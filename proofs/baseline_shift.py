@@ -17,8 +17,8 @@ import sympy as sp
 from proofs.certificate import ANY, ANY_MASS, Claim, Statement, equal
 from proofs.divergence_table import TABLE
 from proofs.language import E, Grad, Slope, Total, score
-from proofs.machine import Space
 from proofs.symbols import A, b, beta, f, f_prime, p, q, u, v, w
+from proofs.worlds import Space
 
 _kappa, _best = sp.Symbol("kappa", real=True), sp.Symbol("bstar", real=True)
 SHIFTED = f(v) + _kappa * (v - 1)

@@ -17,7 +17,8 @@ from proofs import language as lang
 from proofs import symbols as sym
 from proofs.enclosed import Real
 from proofs.exact import NoValueError
-from proofs.machine import Listed, Machine, Numbers, Space, Tree, World
+from proofs.machine import Machine
+from proofs.worlds import Listed, Numbers, Space, Tree, World
 
 EQUAL, DIFFERENT, LESS, DIVERGENCE, NO_COMBINATION, POSITIVE = "=", r"\ne", "<", r"\ge", r"\notin", ">"
 POINTS = 3  # witnesses at which a survivor must agree
@@ -109,7 +110,6 @@ class Claim:
         statements: at least one; the first `printed` are the claim's headline.
         near_misses: statements someone could believe and that are false, by name.
         printed: how many statements the ledger prints; none means all.
-        conclusion: what follows by an argument that the module's docstring gives, in LaTeX; usually nothing.
 
     Source: ours.
     """

@@ -23,8 +23,8 @@ import sympy as sp
 
 from proofs.certificate import LESS, TREES, Claim, Statement, equal, related
 from proofs.language import AFTER, BEFORE, NOT, PAST, E, Grad, at, over, score
-from proofs.machine import Tree
 from proofs.symbols import R, k, p, q, t, w
+from proofs.worlds import Tree
 
 W, W_PAST, MISSING = at(w, t), at(w, k, PAST), at(w, k) - 1
 SCORE = score(at(p, t))

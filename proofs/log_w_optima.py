@@ -25,8 +25,8 @@ import sympy as sp
 from proofs.certificate import LESS, NORMALISED, Claim, Statement, equal, related
 from proofs.in_log_w import CPGD, PMD
 from proofs.language import KL, SG, ChiSquare, E, Grad, Limit, Slope, score
-from proofs.machine import Numbers
 from proofs.symbols import A, best, beta, p, q, w
+from proofs.worlds import Numbers
 
 _c = sp.Symbol("c_", positive=True)
 _m, _d, _epsilon = sp.symbols("m d epsilon", positive=True)

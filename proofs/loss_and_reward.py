@@ -18,8 +18,8 @@ import sympy as sp
 from proofs.certificate import DIVERGENCE, LESS, POSITIVE, TREES, Claim, Statement, equal, related
 from proofs.definitions import k1, k2, k3
 from proofs.language import KL, SG, E, Grad, at, over, score
-from proofs.machine import Numbers
 from proofs.symbols import f, f_prime, p, q, r, t, v, w
+from proofs.worlds import Numbers
 
 PENALTY, SLOPE = f(v), v * f_prime(v)
 TOKEN_PENALTY, TOKEN_SLOPE = f(at(v, t)), at(v, t) * f_prime(at(v, t))

@@ -20,8 +20,8 @@ import sympy as sp
 
 from proofs.certificate import Claim, Statement, equal
 from proofs.language import Larger, Slope, Smaller
-from proofs.machine import Numbers
 from proofs.symbols import MOVING, A, J, p, q, w, w_other
+from proofs.worlds import Numbers
 
 _a, _b, _x, _y, _size, _other = sp.symbols("a b x y size other", positive=True)
 _bad, _epsilon = sp.Symbol("A_", real=True), sp.Symbol("epsilon", positive=True)

@@ -18,8 +18,8 @@ import sympy as sp
 from proofs.certificate import ANY_MASS, DIVERGENCE, LESS, NORMALISED, Claim, Statement, equal, related
 from proofs.divergence_table import TABLE
 from proofs.language import KL, SG, E, Grad, score
-from proofs.machine import Listed, Numbers
 from proofs.symbols import K, f, f_prime, p, r, v
+from proofs.worlds import Listed, Numbers
 
 _bar, _kept = sp.symbols("vbar v_kept", positive=True)  # the ratio of the bucket, and of all kept tokens together
 KEPT, BAR = 1 - K, E(p, K) / E(r, K)

@@ -42,8 +42,8 @@ from proofs.certificate import (
     is_refuted,
     witnesses_against,
 )
-from proofs.machine import Numbers, Tree
 from proofs.symbols import RATIOS, K, R, p, q, q_tilde, r, s, u, v, w
+from proofs.worlds import Numbers, Tree
 
 POLICIES = (p, q, r)
 SWAPPED = {

@@ -20,8 +20,8 @@ import sympy as sp
 
 from proofs.certificate import GROUPS, Claim, Statement, equal
 from proofs.language import SG, E, Grad, OfGroup, OfOthers, at, over, score
-from proofs.machine import Listed, Numbers
 from proofs.symbols import G, R, T, b, h, i, j, k, p, q
+from proofs.worlds import Listed, Numbers
 
 _l = sp.Symbol("l", integer=True)
 _mu, _m, _sigma = sp.symbols("mu m sigma_T", positive=True)

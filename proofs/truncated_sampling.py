@@ -18,8 +18,8 @@ from proofs.baseline_shift import PLAIN_SLOPE, SHIFTED_SLOPE
 from proofs.certificate import DIFFERENT, GROUPS, NORMALISED, Claim, Statement, equal, related
 from proofs.group_advantages import GROUP_MEAN_ADVANTAGE, LEAVE_ONE_OUT_ADVANTAGE, group_gradient
 from proofs.language import SG, E, Grad, OfGroup, at, score
-from proofs.machine import Space
 from proofs.symbols import A, G, K, R, b, beta, f, i, loss, p, q, r, s, v, w
+from proofs.worlds import Space
 
 SAMPLER = Space(any_mass=(r, s))
 _kappa = sp.Symbol("kappa", real=True)

@@ -18,8 +18,8 @@ import sympy as sp
 from proofs.certificate import GROUPS, Claim, Statement, equal
 from proofs.group_advantages import EXACT, GROUP_MEAN_ADVANTAGE, LEAVE_ONE_OUT_ADVANTAGE
 from proofs.language import E, Grad, OfGroup, Ratio, at, over, score
-from proofs.machine import Listed
 from proofs.symbols import G, K, R, i, j, p, q, w
+from proofs.worlds import Listed
 
 _all, _p_kept, _q_kept = sp.symbols("N mass_K_p mass_K_q", positive=True)
 _p_k, _q_k = sp.symbols("p_K q_K", positive=True)

@@ -71,7 +71,7 @@ from proofs.language import (
     over,
     score,
 )
-from proofs.machine import TREE, Listed, Machine, Numbers, Space, Tree
+from proofs.machine import Machine
 from proofs.stale_sampler import VERSIONS
 from proofs.symbols import (
     A,
@@ -98,6 +98,7 @@ from proofs.symbols import (
     w,
     z,
 )
+from proofs.worlds import TREE, Listed, Numbers, Space, Tree
 from rpg_ref import DIVERGENCES, differentiable_loss, reinforce_loss, weight
 
 ROOT = Path(__file__).parents[1]
