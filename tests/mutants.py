@@ -22,11 +22,12 @@ import sys
 import tempfile
 from collections.abc import Sequence
 from concurrent.futures import ThreadPoolExecutor
+from functools import cache
 from pathlib import Path
 
 ROOT = Path(__file__).parents[1]
 WORK = ROOT / ".mutants"
-COPIED = ("rpg_ref", "proofs", "tests", "pyproject.toml")
+COPIED = ("rpg_ref", "proofs", "tests", "docs", "README.md", "pyproject.toml")
 
 # fmt: off
 HAND = [
@@ -301,6 +302,9 @@ TESTS_OF = {
     "audit/run.py": ["audit"],
     "audit/table.py": ["audit"],
     "audit/verify.py": ["verify"],
+    "audit/statements.py": ["verify"],
+    "audit/denominator.py": ["denominator"],
+    "fused.py": ["fused"],
 }
 EVERY = ["bad_input", "advantages", "recipes", "clipping", "reference", "verify", "errata", "gradient_equivalence"]
 EVERY += [
@@ -368,6 +372,14 @@ def copy_to(checkout: Path) -> Path:
     return checkout
 
 
+@cache
+def check_control(checkout: Path, file: str) -> None:
+    """Refuse a test file that fails without a mutant too: it would count as the killer of every mutant."""
+    found = failure(checkout, [file])
+    if found:
+        raise SystemExit(f"{found} fails in {checkout} without a mutant; mend the copy or the test first")
+
+
 def killer(checkout: Path, file: str, before: str, after: str) -> str | None:
     """The first test that fails on a mutant of HAND, or None."""
     path = checkout / "rpg_ref" / file
@@ -375,9 +387,12 @@ def killer(checkout: Path, file: str, before: str, after: str) -> str | None:
     path.write_text(original.replace(before, after))
     own = TESTS_OF[file]
     try:
-        return failure(checkout, own) or failure(checkout, [name for name in EVERY if name not in own])
+        found = failure(checkout, own) or failure(checkout, [name for name in EVERY if name not in own])
     finally:
         path.write_text(original)
+    if found:
+        check_control(checkout, found.partition(".py")[0].removeprefix("test_"))
+    return found
 
 
 def named(mutant: tuple[str, str, str]) -> str:
