@@ -5,6 +5,7 @@ import json
 import math
 import os
 import random
+import re
 import shutil
 import signal
 import subprocess
@@ -326,6 +327,8 @@ def test_eval_of_a_run_s_model(tmp_path, capsys):
     assert main(words) == 0
     out = capsys.readouterr().out
     assert out.startswith("Mean@2 0.") and "Pass@2 0." in out
+    length, cut_off = re.search(r"responses: (\S+) tokens on average, (\S+)% cut off at 4\n", out).groups()
+    assert 1 <= float(length) <= 4 and 0 < float(cut_off) <= 100
     for bad, message in (
         (["eval"], "eval needs a model's folder"),
         (["eval", str(tmp_path), test], "there is no model at"),

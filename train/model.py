@@ -1,11 +1,15 @@
 """The policy and its tokenizer: a Hugging Face model, or a small one of the Qwen3 architecture, drawn at random."""
 
 import copy
+import json
 from contextlib import redirect_stderr
 from io import StringIO
+from pathlib import Path
+from typing import Any
 
 import torch
 from transformers import (
+    AutoConfig,
     AutoModelForCausalLM,
     AutoTokenizer,
     DynamicCache,
@@ -18,7 +22,7 @@ from train.architecture import architecture
 from train.config import ModelConfig
 from train.places import reading
 from train.policy import check_head
-from train.tokenizer import build_tokenizer
+from train.tokenizer import build_tokenizer, set_ends
 
 
 def tokenizer_of(config: ModelConfig) -> PreTrainedTokenizerBase:
@@ -68,12 +72,24 @@ def open_tokenizer(path: str) -> PreTrainedTokenizerBase:
     """
     with reading(path) as source:
         tokenizer = AutoTokenizer.from_pretrained(**source, padding_side="left")
+        listed = _ends(source)
     for what, it in (("chat template", tokenizer.chat_template), ("end-of-text token", tokenizer.eos_token_id)):
         if it is None:
             raise ValueError(f"the tokenizer of {path} has no {what}; add one to its tokenizer_config.json")
     if tokenizer.pad_token_id is None:
         tokenizer.pad_token = tokenizer.eos_token
+    set_ends(tokenizer, listed)
     return tokenizer
+
+
+def _ends(source: dict[str, Any]) -> list[int]:
+    """Return the ids that end a response by generation_config.json or, where there is none, by config.json."""
+    file = Path(source["pretrained_model_name_or_path"]) / "generation_config.json"
+    if file.is_file() and "gguf_file" not in source:
+        found = json.loads(file.read_text(encoding="utf-8")).get("eos_token_id")
+    else:
+        found = getattr(AutoConfig.from_pretrained(**source).get_text_config(), "eos_token_id", None)
+    return [int(id) for id in (found if isinstance(found, list) else [found]) if id is not None]
 
 
 def open_model(path: str) -> PreTrainedModel:

@@ -1,5 +1,7 @@
 """``python -m train eval``: Mean@k and Pass@k of any Hugging Face folder on a file of problems."""
 
+from collections.abc import Callable
+
 from transformers.utils import logging
 
 from train import ranks
@@ -13,14 +15,15 @@ from train.policy import Policy, shard
 from train.problems.files import read
 from train.problems.tasks import Task
 from train.seeds import derive
-from train.tokenizer import prompt_ids
+from train.tokenizer import prompt_ids, warnings_of
 
 
-def score(config: EvalConfig) -> Evaluation:
+def score(config: EvalConfig, warn: Callable[[str], object]) -> Evaluation:
     """Load the model, draw k responses to each problem, and judge them.
 
     Args:
         config: what to evaluate.
+        warn: is told what the reader should know before the numbers.
 
     Returns:
         Evaluation.
@@ -32,6 +35,8 @@ def score(config: EvalConfig) -> Evaluation:
     problems = read(config.problems)
     logging.disable_progress_bar()
     tokenizer, model = open_tokenizer(config.model), open_model(config.model)
+    for text in warnings_of(tokenizer):
+        warn(f"warning: {text}")
     tasks = [
         Task(prompt_ids(tokenizer, problem.prompt, config.max_prompt_tokens), problem.answer) for problem in problems
     ]

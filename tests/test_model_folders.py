@@ -1,0 +1,120 @@
+"""Model folders as people have them: several ends, missing weights, templates that raise, code, damage."""
+
+import json
+import sys
+
+import fake_vllm
+import pytest
+import torch
+from small_run import verified_elsewhere
+from transformers import LlamaConfig, LlamaForCausalLM
+
+import train.job
+from train.answering.checker import Checker
+from train.cli import main
+from train.config import EngineConfig
+from train.engines.engine import Demands
+from train.engines.opening import open_engine
+from train.model import open_model, open_tokenizer
+from train.policy import Policy
+from train.preset import PRESETS
+from train.problems.tasks import Task
+from train.rollout import has_ended, judge
+from train.tokenizer import answer_ids, build_tokenizer, end_of_turn, ends, warnings_of
+
+CHATML = (
+    "{% for m in messages %}<|im_start|>{{ m['role'] }}\n{{ m['content'] }}<|im_end|>\n{% endfor %}"
+    "{% if add_generation_prompt %}<|im_start|>assistant\n{% endif %}"
+)
+EOS, TURN = 257, 263
+SHAPE = ("width", "mlp_width", "layers", "heads", "key_value_heads")
+
+
+def tokenizer_folder(folder, template=CHATML):
+    """Write a tokenizer whose end of text is <|eos|>, and whose template ends a turn with <|im_end|>."""
+    tokenizer = build_tokenizer()
+    tokenizer.add_special_tokens({"additional_special_tokens": ["<|im_start|>", "<|im_end|>"]})
+    tokenizer.chat_template = template
+    tokenizer.save_pretrained(folder)
+    return tokenizer
+
+
+def write_model(folder, eos=None, **changes):
+    """Write a small Llama with that tokenizer; eos is what its generation config lists."""
+    torch.manual_seed(0)
+    sizes = {"hidden_size": 16, "intermediate_size": 16, "num_attention_heads": 2, "num_key_value_heads": 1}
+    given = {"vocab_size": 264, "num_hidden_layers": 2, "max_position_embeddings": 128, "eos_token_id": EOS}
+    model = LlamaForCausalLM(LlamaConfig(**sizes | given | changes))
+    model.save_pretrained(folder)
+    tokenizer_folder(folder)
+    if eos is not None:
+        (folder / "generation_config.json").write_text(json.dumps({"eos_token_id": eos}))
+    return model
+
+
+def run_from(model, problems, folder, *more):
+    """The words of a short run from a model's folder on a file of problems."""
+    settings = f"""--data.train {problems} --data.test-problems 2 --model.path {model} --steps 1 --warm-start.steps 1
+    --eval-samples 2 --rollout.prompts 2 --rollout.samples 2 --optimizer.prompts 2 --data.max-prompt-tokens 60
+    --model.context 64 --rollout.max-tokens 4 --run-dir {folder}"""
+    preset = folder.parent / "preset.toml"
+    kept = [line for line in (PRESETS / "cpu_tiny.toml").read_text().splitlines() if not line.startswith(SHAPE)]
+    preset.write_text("\n".join(kept))
+    return ["run", str(preset), *settings.split(), *more]
+
+
+# What ends a response
+
+
+@pytest.mark.parametrize("eos, expected", [(None, (EOS,)), ([EOS, TURN], (TURN, EOS)), (TURN, (TURN, EOS))])
+def test_every_id_that_the_generation_config_lists_ends_a_response(tmp_path, eos, expected):
+    write_model(tmp_path, eos)
+    tokenizer = open_tokenizer(str(tmp_path))
+    assert ends(tokenizer) == expected and end_of_turn(tokenizer) == TURN
+    said = [*b"7"]
+    right = judge(tokenizer, Checker("exact"), [answer_ids(tokenizer, "7")], [Task([1], "7")])
+    assert right.tolist() == [1.0]
+    assert answer_ids(tokenizer, "7")[-1] == (TURN if TURN in expected else EOS)
+    assert [has_ended(tokenizer, [*said, end]) for end in (EOS, TURN)] == [True, TURN in expected]
+
+
+def test_a_model_without_a_generation_config_ends_as_its_config_says(tmp_path):
+    write_model(tmp_path, eos_token_id=[EOS, TURN])
+    (tmp_path / "generation_config.json").unlink()
+    assert ends(open_tokenizer(str(tmp_path))) == (TURN, EOS)
+
+
+def test_a_template_that_ends_turns_otherwise_is_warned_of(tmp_path):
+    write_model(tmp_path, EOS)
+    (warning,) = warnings_of(open_tokenizer(str(tmp_path)))
+    assert "ends a turn with <|im_end|>, but a response ends only at <|eos|>" in warning
+    assert f"add {TURN} to eos_token_id" in warning
+    write_model(tmp_path, [EOS, TURN])
+    assert warnings_of(open_tokenizer(str(tmp_path))) == [] == warnings_of(build_tokenizer())
+
+
+@pytest.mark.parametrize("kind", ["transformers", "vllm"])
+def test_an_engine_ends_a_response_at_each_of_them(tmp_path, monkeypatch, kind):
+    monkeypatch.setitem(sys.modules, "vllm", fake_vllm.module())
+    write_model(tmp_path, [EOS, TURN], num_hidden_layers=1)
+    tokenizer, policy = open_tokenizer(str(tmp_path)), Policy(open_model(str(tmp_path)))
+    prompts = [[256, row] for row in range(12)]
+    demands = Demands(64, "float32", 0, 1.0, 0, prompts)
+    with open_engine(EngineConfig(kind), policy, tokenizer, demands) as engine, engine.holding(policy):
+        said = [ids for ids, _ in engine.sample(prompts, max_tokens=60, temperature=1.0, seed=1)]
+    assert {ids[-1] for ids in said if len(ids) < 60} == {EOS, TURN}
+    assert not {EOS, TURN} & {id for ids in said for id in ids[:-1]}
+
+
+@pytest.mark.full
+def test_run_and_eval_say_that_a_response_would_be_cut_off(tmp_path, capsys, monkeypatch):
+    monkeypatch.setattr(train.job, "verify", verified_elsewhere)
+    write_model(tmp_path / "start", EOS)
+    rows = [{"prompt": [{"role": "user", "content": f"{i}"}], "reward_model": {"ground_truth": "7"}} for i in range(9)]
+    problems = tmp_path / "problems.jsonl"
+    problems.write_text("".join(json.dumps(row) + "\n" for row in rows))
+    words = run_from(tmp_path / "start", problems, tmp_path / "run")
+    assert main(words) == 0
+    assert "\nwarning: the chat template ends a turn with <|im_end|>, " in capsys.readouterr().out
+    assert main(["eval", str(tmp_path / "start"), str(problems), "--k", "2", "--max-tokens", "3"]) == 0
+    assert capsys.readouterr().out.startswith("warning: the chat template ends a turn with <|im_end|>, ")
