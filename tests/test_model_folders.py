@@ -6,8 +6,9 @@ import sys
 import fake_vllm
 import pytest
 import torch
+from safetensors.torch import load_file, save_file
 from small_run import verified_elsewhere
-from transformers import LlamaConfig, LlamaForCausalLM
+from transformers import LlamaConfig, LlamaForCausalLM, LlamaForSequenceClassification
 
 import train.job
 from train.answering.checker import Checker
@@ -118,3 +119,62 @@ def test_run_and_eval_say_that_a_response_would_be_cut_off(tmp_path, capsys, mon
     assert "\nwarning: the chat template ends a turn with <|im_end|>, " in capsys.readouterr().out
     assert main(["eval", str(tmp_path / "start"), str(problems), "--k", "2", "--max-tokens", "3"]) == 0
     assert capsys.readouterr().out.startswith("warning: the chat template ends a turn with <|im_end|>, ")
+
+
+# Weights
+
+
+def rewritten(folder, change, **changes):
+    """Write a model whose file of weights has been changed."""
+    write_model(folder, tie_word_embeddings=False, **changes)
+    path = folder / "model.safetensors"
+    save_file(change(load_file(path)), path, metadata={"format": "pt"})
+
+
+def with_more_layers(weights):
+    more = {name.replace("layers.1", "layers.2"): x.clone() for name, x in weights.items() if "layers.1" in name}
+    return weights | more
+
+
+@pytest.mark.parametrize(
+    "change, message",
+    [
+        (
+            lambda weights: {name: x for name, x in weights.items() if name != "lm_head.weight"},
+            r"its files lack lm_head\.weight; fetch",
+        ),
+        (
+            lambda weights: {name: x for name, x in weights.items() if "layers.1" not in name},
+            r"its files lack model\.layers\.1\.input_layernorm\.weight, \S+, \S+ and 6 more; fetch",
+        ),
+        (
+            with_more_layers,
+            r"hold model\.layers\.2\.input_layernorm\.weight, \S+, \S+ and 6 more, which its config.json",
+        ),
+        (
+            lambda weights: weights | {"lm_head.weight": torch.zeros(3, 16)},
+            r"have another shape of lm_head\.weight than its config.json",
+        ),
+    ],
+)
+def test_weights_that_are_not_the_configs_are_refused_by_name(tmp_path, capfd, change, message):
+    rewritten(tmp_path, change)
+    capfd.readouterr()
+    with pytest.raises(ValueError, match=message) as error:
+        open_model(str(tmp_path))
+    assert "\n" not in str(error.value) and str(tmp_path) in str(error.value)
+    assert capfd.readouterr().err == "", "transformers' own table is not shown besides"
+
+
+def test_a_classifier_is_no_policy(tmp_path):
+    model = write_model(tmp_path, tie_word_embeddings=False)
+    LlamaForSequenceClassification(model.config).save_pretrained(tmp_path)
+    with pytest.raises(ValueError, match=r"its files lack lm_head\.weight and hold score\.weight, which"):
+        open_model(str(tmp_path))
+
+
+@pytest.mark.parametrize("tied", [True, False])
+def test_whole_weights_are_read_as_they_are(tmp_path, tied):
+    model = write_model(tmp_path, tie_word_embeddings=tied)
+    found = open_model(str(tmp_path))
+    assert all(torch.equal(x, dict(found.named_parameters())[name]) for name, x in model.named_parameters())

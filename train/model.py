@@ -2,7 +2,8 @@
 
 import copy
 import json
-from contextlib import redirect_stderr
+from collections.abc import Collection, Iterator, Mapping
+from contextlib import contextmanager, redirect_stderr
 from io import StringIO
 from pathlib import Path
 from typing import Any
@@ -17,12 +18,16 @@ from transformers import (
     PreTrainedModel,
     PreTrainedTokenizerBase,
 )
+from transformers.utils import logging
 
 from train.architecture import architecture
 from train.config import ModelConfig
 from train.places import reading
 from train.policy import check_head
 from train.tokenizer import build_tokenizer, set_ends
+
+NAMED = 3
+"""How many weights an error names of each kind."""
 
 
 def tokenizer_of(config: ModelConfig) -> PreTrainedTokenizerBase:
@@ -102,11 +107,13 @@ def open_model(path: str) -> PreTrainedModel:
         The model, without dropout.
 
     Raises:
-        ValueError: there is no model, it cannot be read, or is of a kind that the losses or the sampler do not know.
+        ValueError: there is no model, it cannot be read, its weights are not those of its config, or it is of a kind
+            that the losses or the sampler do not know.
     """
-    # Reading a .gguf file draws a bar of its own.
-    with reading(path) as source, redirect_stderr(StringIO()):
-        model = AutoModelForCausalLM.from_pretrained(**source, dtype=torch.float32)
+    with reading(path) as source, _quietly():
+        how: dict[str, Any] = {"dtype": torch.float32, "output_loading_info": True, "ignore_mismatched_sizes": True}
+        model, found = AutoModelForCausalLM.from_pretrained(**source, **how)
+    _refuse_other_weights(found, path)
     layers = DynamicCache(config=model.config).layers
     if getattr(model, "_is_stateful", False) or not all(hasattr(layer, "batch_select_indices") for layer in layers):
         raise ValueError(f"{path} keeps a state besides keys and values; pass a model that is attention alone")
@@ -122,6 +129,42 @@ def open_model(path: str) -> PreTrainedModel:
     plain.load_state_dict(model.state_dict())
     plain.eval()
     return plain
+
+
+@contextmanager
+def _quietly() -> Iterator[None]:
+    """Keep back transformers' bars and its table of keys: what matters of them is an error here."""
+    verbosity = logging.get_verbosity()
+    logging.set_verbosity_error()
+    try:
+        with redirect_stderr(StringIO()):
+            yield
+    finally:
+        logging.set_verbosity(verbosity)
+
+
+def _refuse_other_weights(found: Mapping[str, Any], path: str) -> None:
+    """Refuse a folder whose weights are not those of its config: transformers would draw what is missing at random."""
+    shapes = [key if isinstance(key, str) else key[0] for key in found["mismatched_keys"]]
+    clauses = [
+        clause.format(_some(keys))
+        for clause, keys in (
+            ("lack {}", found["missing_keys"]),
+            ("hold {}, which its config.json does not describe", found["unexpected_keys"]),
+            ("have another shape of {} than its config.json", shapes),
+        )
+        if keys
+    ]
+    if clauses:
+        raise ValueError(
+            f"the weights of {path} are not those of its config.json: its files {' and '.join(clauses)}; "
+            "fetch the folder again, or pass that of a whole causal language model"
+        )
+
+
+def _some(names: Collection[str]) -> str:
+    first = sorted(names)[:NAMED]
+    return ", ".join(first) + (f" and {len(names) - NAMED} more" if len(names) > NAMED else "")
 
 
 def _random(config: ModelConfig, seed: int) -> PreTrainedModel:
