@@ -178,3 +178,54 @@ def test_whole_weights_are_read_as_they_are(tmp_path, tied):
     model = write_model(tmp_path, tie_word_embeddings=tied)
     found = open_model(str(tmp_path))
     assert all(torch.equal(x, dict(found.named_parameters())[name]) for name, x in model.named_parameters())
+
+
+# Chat templates
+
+
+def problems_file(path, *prompts):
+    """Write problems of the answer 7, each a list of (role, words)."""
+    rows = [
+        {"prompt": [{"role": role, "content": words} for role, words in turns], "reward_model": {"ground_truth": "7"}}
+        for turns in prompts
+    ]
+    path.write_text("".join(json.dumps(row) + "\n" for row in rows))
+    return path
+
+
+@pytest.mark.parametrize(
+    "template, words",
+    [
+        (
+            "{% if messages[0]['role'] == 'system' %}{{ raise_exception('System role not supported') }}{% endif %}x",
+            "problems.jsonl, row 2: the chat template refuses the prompt: System role not supported; ",
+        ),
+        ("{% if %}x", "problems.jsonl, row 1: the chat template refuses the prompt: Expected an expression, "),
+        (
+            "{{ messages[0].nobody.name }}",
+            "problems.jsonl, row 1: the chat template refuses the prompt: 'dict object' ",
+        ),
+        ("{{ messages[0]['content'] + 1 }}", "problems.jsonl, row 1: the chat template refuses the prompt: can only "),
+        ("{% for m in messages %}{% endfor %}", "problems.jsonl, row 1: the chat template makes an empty prompt; "),
+    ],
+)
+@pytest.mark.parametrize("command", ["run", "eval"])
+def test_a_template_that_refuses_a_prompt_is_one_sentence_with_the_row(
+    tmp_path, capsys, monkeypatch, template, words, command
+):
+    monkeypatch.setattr(train.job, "verify", verified_elsewhere)
+    monkeypatch.setattr("train.run.build_model", lambda *_: pytest.fail("no model is loaded before"))
+    monkeypatch.setattr("train.score.open_model", lambda *_: pytest.fail("no model is loaded before"))
+    write_model(tmp_path / "start")
+    tokenizer_folder(tmp_path / "start", template)
+    asked = ([("user", "a")], [("system", "s"), ("user", "b")], [("user", "c")])
+    path = problems_file(tmp_path / "problems.jsonl", *asked)
+    capsys.readouterr()
+    with monkeypatch.context() as here:
+        here.chdir(tmp_path)
+        evaluated = ["eval", str(tmp_path / "start"), path.name]
+        ran = run_from(tmp_path / "start", path.name, tmp_path / "run", "--data.test-problems", "1")
+        assert main(ran if command == "run" else evaluated) == 2
+    error = capsys.readouterr().err
+    assert error.startswith(f"train: {words}") and error.count("\n") == 1
+    assert not (tmp_path / "run").exists()

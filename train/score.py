@@ -13,9 +13,9 @@ from train.evaluate import Evaluation, evaluate
 from train.model import check_length, open_model, open_tokenizer
 from train.policy import Policy, shard
 from train.problems.files import read
-from train.problems.tasks import Task
+from train.problems.tasks import tasks_of
 from train.seeds import derive
-from train.tokenizer import prompt_ids, warnings_of
+from train.tokenizer import warnings_of
 
 
 def score(config: EvalConfig, warn: Callable[[str], object]) -> Evaluation:
@@ -34,12 +34,11 @@ def score(config: EvalConfig, warn: Callable[[str], object]) -> Evaluation:
     check_engine(config.engine)
     problems = read(config.problems)
     logging.disable_progress_bar()
-    tokenizer, model = open_tokenizer(config.model), open_model(config.model)
+    tokenizer = open_tokenizer(config.model)
     for text in warnings_of(tokenizer):
         warn(f"warning: {text}")
-    tasks = [
-        Task(prompt_ids(tokenizer, problem.prompt, config.max_prompt_tokens), problem.answer) for problem in problems
-    ]
+    tasks = tasks_of(problems, tokenizer, config.max_prompt_tokens)
+    model = open_model(config.model)
     context = max(len(task.prompt) for task in tasks) + config.max_tokens
     check_length(model, context, config.model)
     policy = Policy(model).to(ranks.device(config.device))

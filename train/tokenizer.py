@@ -38,11 +38,24 @@ def build_tokenizer() -> PreTrainedTokenizerFast:
     )
 
 
-def prompt_ids(tokenizer: PreTrainedTokenizerBase, prompt: Sequence[Message], limit: int) -> list[int]:
-    """Return the ids of a conversation up to where the assistant speaks; a longer one loses its beginning."""
-    text = tokenizer.apply_chat_template([vars(turn) for turn in prompt], add_generation_prompt=True, tokenize=False)
+def prompt_ids(tokenizer: PreTrainedTokenizerBase, prompt: Sequence[Message]) -> list[int]:
+    """Return the ids of a conversation up to where the assistant speaks.
+
+    Raises:
+        ValueError: the chat template refuses the conversation, or makes nothing of it.
+    """
+    turns = [vars(turn) for turn in prompt]
+    try:
+        text = tokenizer.apply_chat_template(turns, add_generation_prompt=True, tokenize=False)
+    except Exception as error:  # a template is a program, and may raise anything
+        words = " ".join(str(error).split()).rstrip(".") or type(error).__name__
+        raise ValueError(
+            f"the chat template refuses the prompt: {words}; change that row, or the template in the model's folder"
+        ) from error
     ids: list[int] = tokenizer(text, add_special_tokens=False)["input_ids"]
-    return ids[-limit:]
+    if not ids:
+        raise ValueError("the chat template makes an empty prompt; correct the template in the model's folder")
+    return ids
 
 
 def answer_ids(tokenizer: PreTrainedTokenizerBase, answer: str) -> list[int]:
@@ -68,7 +81,7 @@ def end_of_turn(tokenizer: PreTrainedTokenizerBase) -> int | None:
     turns = [{"role": "user", "content": "question"}, {"role": "assistant", "content": _SAID}]
     try:
         text = str(tokenizer.apply_chat_template(turns, tokenize=False))
-    except Exception:  # a template may raise whatever it likes; `prompt_ids` says so where it matters
+    except Exception:  # `prompt_ids` says what a template raises
         return None
     _, said, behind = text.rpartition(_SAID)
     known = getattr(tokenizer, "added_tokens_decoder", {})

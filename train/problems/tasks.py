@@ -84,7 +84,8 @@ def encode(problems: Sequence[Problem], tokenizer: PreTrainedTokenizerBase, conf
     """Put prompts into token ids.
 
     Raises:
-        ValueError: an answer, in the form that the run's rule judges right, does not fit into a response.
+        ValueError: an answer, in the form that the run's rule judges right, does not fit into a response, or as
+            ``tasks_of``.
     """
     right = (right_response(config.data.rule, problem.answer) for problem in problems)
     need, longest = max((len(answer_ids(tokenizer, response)), response) for response in right)
@@ -92,10 +93,23 @@ def encode(problems: Sequence[Problem], tokenizer: PreTrainedTokenizerBase, conf
         raise ValueError(
             f"rollout.max_tokens is {config.rollout.max_tokens} but the answer {longest!r} needs {need}; raise it"
         )
-    limit = config.data.max_prompt_tokens
-    return [
-        Task(prompt_ids(tokenizer, problem.prompt, limit), problem.answer, problem.test_set) for problem in problems
-    ]
+    return tasks_of(problems, tokenizer, config.data.max_prompt_tokens)
+
+
+def tasks_of(problems: Sequence[Problem], tokenizer: PreTrainedTokenizerBase, limit: int) -> list[Task]:
+    """Put prompts into token ids; a prompt of more than ``limit`` tokens loses its beginning.
+
+    Raises:
+        ValueError: the chat template refuses a prompt; the error names its row.
+    """
+    tasks = []
+    for problem in problems:
+        try:
+            ids = prompt_ids(tokenizer, problem.prompt)
+        except ValueError as error:
+            raise ValueError(f"{problem.place}: {error}") from error
+        tasks.append(Task(ids[-limit:], problem.answer, problem.test_set))
+    return tasks
 
 
 def deal(items: Sequence[Item], size: int, step: int, seed: int) -> list[Item]:
