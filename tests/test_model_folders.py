@@ -2,6 +2,7 @@
 
 import json
 import sys
+from io import StringIO
 
 import fake_vllm
 import pytest
@@ -12,8 +13,9 @@ from transformers import LlamaConfig, LlamaForCausalLM, LlamaForSequenceClassifi
 
 import train.job
 from train.answering.checker import Checker
+from train.architecture import architecture
 from train.cli import main
-from train.config import EngineConfig
+from train.config import EngineConfig, ModelConfig
 from train.engines.engine import Demands
 from train.engines.opening import open_engine
 from train.model import open_model, open_tokenizer
@@ -229,3 +231,44 @@ def test_a_template_that_refuses_a_prompt_is_one_sentence_with_the_row(
     error = capsys.readouterr().err
     assert error.startswith(f"train: {words}") and error.count("\n") == 1
     assert not (tmp_path / "run").exists()
+
+
+# Code, damage, and weights that are not numbers
+
+
+@pytest.mark.parametrize("kind", ["config", "model", "tokenizer"])
+def test_code_of_a_folder_is_not_run_whatever_stdin_says(tmp_path, monkeypatch, kind):
+    write_model(tmp_path)
+    mark = tmp_path / "was run"
+    (tmp_path / "own.py").write_text(
+        f"open({str(mark)!r}, 'w')\nfrom transformers import PretrainedConfig\n"
+        "class Own(PretrainedConfig):\n    model_type = 'own'\n"
+    )
+    config, tokenizer = tmp_path / "config.json", tmp_path / "tokenizer_config.json"
+    described, of_tokenizer = json.loads(config.read_text()), json.loads(tokenizer.read_text())
+    if kind == "tokenizer":
+        of_tokenizer |= {"tokenizer_class": "Own", "auto_map": {"AutoTokenizer": ["own.Own", None]}}
+        described["model_type"] = "own"
+    described["auto_map"] = {"AutoConfig": "own.Own"} if kind == "config" else {"AutoModelForCausalLM": "own.Own"}
+    described["model_type"] = "own" if kind == "config" else described["model_type"]
+    config.write_text(json.dumps(described))
+    tokenizer.write_text(json.dumps(of_tokenizer))
+    monkeypatch.setattr("sys.stdin", StringIO("y\n" * 9))
+    monkeypatch.setattr("builtins.input", lambda *_: "y")
+    for opened in (open_tokenizer, open_model, lambda path: architecture(ModelConfig(path=path))):
+        try:
+            opened(str(tmp_path))
+        except ValueError as error:
+            assert "\n" not in str(error) and "trust_remote_code" not in str(error)
+    assert not mark.exists()
+
+
+@pytest.mark.parametrize("opened", [open_tokenizer, open_model, lambda path: architecture(ModelConfig(path=path))])
+def test_a_model_that_needs_code_of_its_own_is_refused(tmp_path, opened):
+    write_model(tmp_path)
+    (tmp_path / "own.py").write_text("class Own: pass")
+    config = tmp_path / "config.json"
+    own = {"model_type": "own", "auto_map": {"AutoConfig": "own.Own"}}
+    config.write_text(json.dumps(json.loads(config.read_text()) | own))
+    with pytest.raises(ValueError, match="needs code of its own, which this driver never runs; take a model that"):
+        opened(str(tmp_path))

@@ -15,6 +15,7 @@ from transformers import (
     AutoTokenizer,
     DynamicCache,
     GenerationConfig,
+    PretrainedConfig,
     PreTrainedModel,
     PreTrainedTokenizerBase,
 )
@@ -77,7 +78,7 @@ def open_tokenizer(path: str) -> PreTrainedTokenizerBase:
     """
     with reading(path) as source:
         tokenizer = AutoTokenizer.from_pretrained(**source, padding_side="left")
-        listed = _ends(source)
+        listed = _ends(source, AutoConfig.from_pretrained(**source))
     for what, it in (("chat template", tokenizer.chat_template), ("end-of-text token", tokenizer.eos_token_id)):
         if it is None:
             raise ValueError(f"the tokenizer of {path} has no {what}; add one to its tokenizer_config.json")
@@ -87,13 +88,13 @@ def open_tokenizer(path: str) -> PreTrainedTokenizerBase:
     return tokenizer
 
 
-def _ends(source: dict[str, Any]) -> list[int]:
+def _ends(source: dict[str, Any], config: PretrainedConfig) -> list[int]:
     """Return the ids that end a response by generation_config.json or, where there is none, by config.json."""
     file = Path(source["pretrained_model_name_or_path"]) / "generation_config.json"
     if file.is_file() and "gguf_file" not in source:
         found = json.loads(file.read_text(encoding="utf-8")).get("eos_token_id")
     else:
-        found = getattr(AutoConfig.from_pretrained(**source).get_text_config(), "eos_token_id", None)
+        found = getattr(config.get_text_config(), "eos_token_id", None)
     return [int(id) for id in (found if isinstance(found, list) else [found]) if id is not None]
 
 

@@ -13,6 +13,9 @@ from train.config import HUB, PACKAGE
 UNREAD = ["*.bin", "*.pt", "*.pth", "*.gguf", "*.onnx", "original/*"]
 """What a model's repository may hold besides safetensors, and is not fetched: pickles, and other forms of the same."""
 
+NO_CODE = {"trust_remote_code": False}
+"""Passed whenever transformers opens a model: left out, it asks on the terminal, and a "y" runs the folder's code."""
+
 
 @contextmanager
 def reading(path: str) -> Iterator[dict[str, Any]]:
@@ -26,8 +29,12 @@ def reading(path: str) -> Iterator[dict[str, Any]]:
             f"a .gguf file, {HUB}ORG/NAME or {PACKAGE}NAME"
         )
     try:
-        yield {"pretrained_model_name_or_path": str(folder), "local_files_only": True} | inside
+        yield {"pretrained_model_name_or_path": str(folder), "local_files_only": True} | NO_CODE | inside
     except (OSError, ValueError, KeyError, ImportError, RuntimeError) as error:
+        if "trust_remote_code" in str(error):
+            raise ValueError(
+                f"{path} needs code of its own, which this driver never runs; take a model that transformers has itself"
+            ) from error
         raise ValueError(f"cannot load a model from {path}: {str(error).strip().splitlines()[0]}") from error
 
 
