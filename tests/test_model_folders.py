@@ -1,6 +1,7 @@
 """Model folders as people have them: several ends, missing weights, templates that raise, code, damage."""
 
 import json
+import math
 import sys
 from io import StringIO
 
@@ -272,3 +273,65 @@ def test_a_model_that_needs_code_of_its_own_is_refused(tmp_path, opened):
     config.write_text(json.dumps(json.loads(config.read_text()) | own))
     with pytest.raises(ValueError, match="needs code of its own, which this driver never runs; take a model that"):
         opened(str(tmp_path))
+
+
+class Evil:
+    def __reduce__(self):
+        return pytest.fail, ("code of a pickle was run",)
+
+
+def truncated(folder, size):
+    path = folder / "model.safetensors"
+    path.write_bytes(path.read_bytes()[:size])
+
+
+def broken(folder, value):
+    path = folder / "model.safetensors"
+    weights = load_file(path)
+    weights["model.norm.weight"][3] = value
+    save_file(weights, path, metadata={"format": "pt"})
+
+
+def pickled(folder, name):
+    (folder / "model.safetensors").unlink()
+    torch.save({"weight": Evil()}, folder / name)
+
+
+@pytest.mark.parametrize(
+    "damage, words",
+    [
+        (
+            lambda folder: truncated(folder, 3000),
+            "a file of weights is damaged (Error while deserializing header: incomplete ",
+        ),
+        (lambda folder: truncated(folder, 5), "is damaged (Error while deserializing header: header too small); fetch"),
+        (lambda folder: (folder / "config.json").write_text("{"), "cannot load a model from "),
+        (lambda folder: broken(folder, math.nan), "has weights that are not finite, in model.norm.weight; fetch it "),
+        (lambda folder: broken(folder, -math.inf), "has weights that are not finite, in model.norm.weight; fetch it "),
+        (
+            lambda folder: pickled(folder, "pytorch_model.bin"),
+            "its weights are in pytorch_model.bin alone: pickled weights may hold code ",
+        ),
+        (
+            lambda folder: pickled(folder, "model.pt"),
+            "its weights are in model.pt alone: pickled weights may hold code and are ",
+        ),
+        (lambda folder: (folder / "model.safetensors").unlink(), "Error no file named model.safetensors found"),
+    ],
+)
+def test_damaged_weights_are_one_sentence(tmp_path, damage, words):
+    write_model(tmp_path)
+    damage(tmp_path)
+    with pytest.raises(ValueError) as error:
+        open_model(str(tmp_path))
+    assert words in str(error.value) and "\n" not in str(error.value) and str(tmp_path) in str(error.value)
+
+
+@pytest.mark.parametrize("file", ["tokenizer.json", "tokenizer_config.json", "generation_config.json", "config.json"])
+@pytest.mark.parametrize("text", ["{", '{"eos_token_id": "x"}', "[]"])
+def test_a_damaged_tokenizer_is_one_sentence(tmp_path, file, text):
+    write_model(tmp_path, EOS)
+    (tmp_path / file).write_text(text)
+    with pytest.raises(ValueError) as error:
+        open_tokenizer(str(tmp_path))
+    assert "\n" not in str(error.value) and str(tmp_path) in str(error.value)

@@ -9,6 +9,7 @@ from pathlib import Path
 from typing import Any
 
 import torch
+from torch import Tensor
 from transformers import (
     AutoConfig,
     AutoModelForCausalLM,
@@ -27,6 +28,7 @@ from train.places import reading
 from train.policy import check_head
 from train.tokenizer import build_tokenizer, set_ends
 
+PICKLES = {".bin", ".pt", ".pth", ".ckpt"}
 NAMED = 3
 """How many weights an error names of each kind."""
 
@@ -112,9 +114,13 @@ def open_model(path: str) -> PreTrainedModel:
             that the losses or the sampler do not know.
     """
     with reading(path) as source, _quietly():
+        _refuse_pickles(source)
         how: dict[str, Any] = {"dtype": torch.float32, "output_loading_info": True, "ignore_mismatched_sizes": True}
+        if "gguf_file" not in source:
+            how["use_safetensors"] = True
         model, found = AutoModelForCausalLM.from_pretrained(**source, **how)
     _refuse_other_weights(found, path)
+    _refuse_broken_weights(model, path)
     layers = DynamicCache(config=model.config).layers
     if getattr(model, "_is_stateful", False) or not all(hasattr(layer, "batch_select_indices") for layer in layers):
         raise ValueError(f"{path} keeps a state besides keys and values; pass a model that is attention alone")
@@ -160,6 +166,29 @@ def _refuse_other_weights(found: Mapping[str, Any], path: str) -> None:
         raise ValueError(
             f"the weights of {path} are not those of its config.json: its files {' and '.join(clauses)}; "
             "fetch the folder again, or pass that of a whole causal language model"
+        )
+
+
+def _refuse_broken_weights(model: PreTrainedModel, path: str) -> None:
+    """Refuse a weight that is NaN or infinite: with it nothing that the model says is a number."""
+    names = [name for name, x in model.named_parameters() if x.numel() and not _is_finite(x)]
+    if names:
+        raise ValueError(f"{path} has weights that are not finite, in {_some(names)}; fetch it again, or take another")
+
+
+def _is_finite(x: Tensor) -> bool:
+    """Say whether every entry is; the extremes of a tensor that holds NaN are NaN."""
+    return bool(torch.stack(x.aminmax()).isfinite().all())
+
+
+def _refuse_pickles(source: Mapping[str, Any]) -> None:
+    """Refuse a folder that has its weights in pickles alone."""
+    folder = Path(source["pretrained_model_name_or_path"])
+    pickles = sorted(file.name for file in folder.iterdir() if file.suffix in PICKLES)
+    if pickles and not any(folder.glob("*.safetensors")) and "gguf_file" not in source:
+        raise ValueError(
+            f"its weights are in {_some(pickles)} alone: pickled weights may hold code and are not loaded; fetch or "
+            "write them as safetensors"
         )
 
 
