@@ -448,8 +448,16 @@ def test_a_broken_policy_ends_the_run_and_says_what_to_do(tmp_path, capsys):
     assert "begin a new run with a lower optimizer.learning_rate" in capsys.readouterr().err
 
 
-@pytest.mark.parametrize("kind, changes", [("Gemma2", {}), ("Granite", {"logits_scaling": 2.0}), ("Phi", {})])
-def test_a_model_whose_logits_are_no_product_is_refused(tmp_path, kind, changes):
+@pytest.mark.parametrize(
+    "kind, changes, by",
+    [
+        ("Gemma2", {}, "final_logit_softcapping = 30.0 in its config.json"),
+        ("Granite", {"logits_scaling": 2.0}, "logits_scaling = 2.0 in its config.json"),
+        ("Cohere", {}, "logit_scale = 0.0625 in its config.json"),
+        ("Phi", {}, "a bias of its head"),
+    ],
+)
+def test_a_model_whose_logits_are_no_product_is_refused(tmp_path, kind, changes, by):
     """Capped, scaled, and with a bias (which random weights leave at zero)."""
     import transformers
 
@@ -460,7 +468,7 @@ def test_a_model_whose_logits_are_no_product_is_refused(tmp_path, kind, changes)
     if model.lm_head.bias is not None:
         torch.nn.init.ones_(model.lm_head.bias[:9])
     model.save_pretrained(tmp_path)
-    with pytest.raises(ValueError, match="caps, scales or shifts its logits"):
+    with pytest.raises(ValueError, match=f"caps, scales or shifts its logits by {by}, which"):
         open_model(str(tmp_path))
 
 

@@ -1,5 +1,6 @@
 """Model folders as people have them: several ends, missing weights, templates that raise, code, damage."""
 
+import dataclasses
 import json
 import math
 import sys
@@ -10,7 +11,15 @@ import pytest
 import torch
 from safetensors.torch import load_file, save_file
 from small_run import verified_elsewhere
-from transformers import LlamaConfig, LlamaForCausalLM, LlamaForSequenceClassification
+from transformers import (
+    BertConfig,
+    BertLMHeadModel,
+    Llama4ForCausalLM,
+    Llama4TextConfig,
+    LlamaConfig,
+    LlamaForCausalLM,
+    LlamaForSequenceClassification,
+)
 
 import train.job
 from train.answering.checker import Checker
@@ -21,8 +30,9 @@ from train.engines.engine import Demands
 from train.engines.opening import open_engine
 from train.model import open_model, open_tokenizer
 from train.policy import Policy
-from train.preset import PRESETS
-from train.problems.tasks import Task
+from train.preset import PRESETS, load
+from train.problems.files import Message, Problem
+from train.problems.tasks import Task, encode
 from train.rollout import has_ended, judge
 from train.tokenizer import answer_ids, build_tokenizer, end_of_turn, ends, warnings_of
 
@@ -335,3 +345,59 @@ def test_a_damaged_tokenizer_is_one_sentence(tmp_path, file, text):
     with pytest.raises(ValueError) as error:
         open_tokenizer(str(tmp_path))
     assert "\n" not in str(error.value) and str(tmp_path) in str(error.value)
+
+
+# A tokenizer and a model that do not fit, and models of other kinds
+
+
+@pytest.mark.parametrize("command", ["run", "eval"])
+@pytest.mark.parametrize(
+    "vocabulary, words",
+    [
+        (262, "problems.jsonl, row 2: the prompt holds the token '<|im_start|>', whose id is 262, but "),
+        (200, "the padding token '<|pad|>' has the id 258, but the embedding of the model has 200 rows; "),
+    ],
+)
+def test_ids_that_the_embedding_lacks_are_refused_before_the_model_is_read(
+    tmp_path, capsys, monkeypatch, command, vocabulary, words
+):
+    monkeypatch.setattr(train.job, "verify", verified_elsewhere)
+    write_model(tmp_path / "start", vocab_size=vocabulary)
+    tokenizer_folder(tmp_path / "start", "{% for m in messages %}{{ m['content'] }}{% endfor %}")
+    problems_file(tmp_path / "problems.jsonl", [("user", "a")], [("user", "b<|im_start|>")], [("user", "c")])
+    (tmp_path / "start" / "model.safetensors").unlink()
+    capsys.readouterr()
+    monkeypatch.chdir(tmp_path)
+    evaluated = ["eval", str(tmp_path / "start"), "problems.jsonl"]
+    ran = run_from(tmp_path / "start", "problems.jsonl", tmp_path / "run", "--data.test-problems", "1")
+    assert main(ran if command == "run" else evaluated) == 2
+    error = capsys.readouterr().err
+    assert error.startswith(f"train: {words}") and error.count("\n") == 1
+
+
+def test_an_answer_of_ids_that_the_embedding_lacks_is_refused(tmp_path):
+    write_model(tmp_path)
+    config = load("cpu_tiny", {})
+    config = dataclasses.replace(config, model=ModelConfig(path=str(tmp_path)))
+    problems = [Problem((Message("user", "a"),), "7<|im_end|>", place="x, row 1")]
+    assert len(encode(problems, open_tokenizer(str(tmp_path)), config)) == 1
+    write_model(tmp_path, vocab_size=263)
+    with pytest.raises(ValueError, match="x, row 1: the answer holds the token '<|im_end|>', whose id is 263"):
+        encode(problems, open_tokenizer(str(tmp_path)), config)
+
+
+def test_a_model_that_makes_no_plain_pass_is_refused(tmp_path):
+    sizes = {"hidden_size": 16, "intermediate_size": 16, "intermediate_size_mlp": 16, "head_dim": 8}
+    heads = {"num_attention_heads": 2, "num_key_value_heads": 1, "num_local_experts": 2, "num_hidden_layers": 2}
+    Llama4ForCausalLM(Llama4TextConfig(vocab_size=264, **sizes, **heads)).save_pretrained(tmp_path)
+    with pytest.raises(
+        ValueError, match="a model of the kind llama4_text makes no forward pass here: .*; take another"
+    ):
+        open_model(str(tmp_path))
+
+
+def test_a_model_that_looks_ahead_is_refused(tmp_path):
+    sizes = {"hidden_size": 16, "intermediate_size": 16, "num_hidden_layers": 1, "num_attention_heads": 2}
+    BertLMHeadModel(BertConfig(vocab_size=264, **sizes)).save_pretrained(tmp_path)
+    with pytest.raises(ValueError, match="is no causal language model: its tokens see those behind them; take"):
+        open_model(str(tmp_path))

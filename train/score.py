@@ -6,14 +6,15 @@ from transformers.utils import logging
 
 from train import ranks
 from train.answering.checker import Checker
-from train.config import EvalConfig
+from train.architecture import architecture
+from train.config import EvalConfig, ModelConfig
 from train.engines.engine import Demands
 from train.engines.opening import check_engine, open_engine
 from train.evaluate import Evaluation, evaluate
 from train.model import check_length, open_model, open_tokenizer
 from train.policy import Policy, shard
 from train.problems.files import read
-from train.problems.tasks import tasks_of
+from train.problems.tasks import check_ids, tasks_of
 from train.seeds import derive
 from train.tokenizer import warnings_of
 
@@ -38,6 +39,9 @@ def score(config: EvalConfig, warn: Callable[[str], object]) -> Evaluation:
     for text in warnings_of(tokenizer):
         warn(f"warning: {text}")
     tasks = tasks_of(problems, tokenizer, config.max_prompt_tokens)
+    vocabulary = architecture(ModelConfig(path=config.model)).get_text_config().vocab_size
+    places = [problem.place for problem in problems]
+    check_ids({"prompt": [task.prompt for task in tasks]}, places, tokenizer, vocabulary)
     model = open_model(config.model)
     context = max(len(task.prompt) for task in tasks) + config.max_tokens
     check_length(model, context, config.model)
