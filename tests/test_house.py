@@ -37,6 +37,7 @@ PIPELINE = [
     "audit.population",
     "audit.forms",
     "audit.probes",
+    "audit.curves",
     "audit.identify",
     "audit.assertion",
     "audit.prefix_lm",
