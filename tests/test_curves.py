@@ -29,6 +29,11 @@ def log_mean(logp, old, mask):
     return ((logp - old) * mask).sum(1, keepdim=True) / mask.sum(1, keepdim=True)
 
 
+def by_sign(A, up, down):
+    """One number for good responses and one for bad ones, in the advantages' precision."""
+    return torch.where(A > 0, A * 0 + up, A * 0 + down)
+
+
 # One rule, several spellings. Each returns a loss of (logp, old, ref, advantages, mask).
 
 
@@ -163,7 +168,7 @@ def mask_by_count(low, high):
 def sigmoid_gate(up, down, reduce=mean):
     def loss(logp, old, ref, A, mask):
         w, a = (logp - old).exp(), A[:, None]
-        tau = torch.where(a > 0, up, down)
+        tau = by_sign(a, up, down)
         return -reduce(torch.sigmoid(tau * (w - 1)) * 4 / tau * a, mask)
 
     return loss
@@ -172,7 +177,7 @@ def sigmoid_gate(up, down, reduce=mean):
 def sigmoid_gate_detached(up, down):
     def loss(logp, old, ref, A, mask):
         w, a = (logp - old).exp().detach(), A[:, None]
-        s = 1 / (1 + torch.exp(-torch.where(a > 0, up, down) * (w - 1)))
+        s = 1 / (1 + torch.exp(-by_sign(a, up, down) * (w - 1)))
         return -total(4 * s * (1 - s) * w * a * logp, mask)
 
     return loss
@@ -278,7 +283,7 @@ def clipped_geometric_mean(epsilon):
 def gamma(up, down, of=log_sum):
     def loss(logp, old, ref, A, mask):
         a, x = A[:, None], of(logp, old, mask).detach()
-        k, rate = (torch.where(a > 0, *pair) for pair in zip(up, down, strict=True))
+        k, rate = (by_sign(a, *pair) for pair in zip(up, down, strict=True))
         return -mean((k * x + rate * (1 - x.exp())).exp() * a * logp, mask)
 
     return loss
