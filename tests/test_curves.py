@@ -471,12 +471,12 @@ RULES = {
     ),
     "VESPO": (
         gamma((2.0, 3.0), (3.0, 2.0)),
-        "unknown",
+        "response",
         [("gamma weight", "response", {"k_pos": 2.0, "lambda_pos": 3.0, "k_neg": 3.0, "lambda_neg": 2.0})],
     ),
     "gamma of the geometric mean": (
         gamma((1.0, 0.5), (1.0, 0.5), log_mean),
-        "unknown",
+        "geometric",
         [("gamma weight", "geometric", {"k_pos": 1.0, "lambda_pos": 0.5, "k_neg": 1.0, "lambda_neg": 0.5})],
     ),
     "groups": (normalised_in_groups, "token", [("PPO clip", "token", {"low": 0.8, "high": 1.28})]),
@@ -488,7 +488,7 @@ RULES = {
     ),
     "SAPO of the mean": (
         sigmoid_gate_of_the_mean(1.5),
-        "unknown",
+        "geometric",
         [("smooth gate", "geometric", {"tau_pos": 1.5, "tau_neg": 1.5})],
     ),
     "prefix": (up_to_the_token, "prefix", []),

@@ -116,8 +116,8 @@ class WeightCurves:
     """What a loss was found to do with its importance weights.
 
     Attributes:
-        weight: by which ratio a token is weighted where nothing stops it: "none", "token", "response", "geometric" or
-            "prefix"; "unknown" for anything else, a smooth weight of the response included.
+        weight: by which ratio, or smooth function of it, a token is weighted where nothing stops it: "none", "token",
+            "response", "geometric" or "prefix"; "unknown" where it is none of them.
         rules: what bounds or stops it. Empty and ``known`` means that there is no clip.
         known: whether the rules explain the curves at every point that was read.
         curves: "own" and "rest", how the coefficient moves with the token's own ratio and with the others'.
@@ -142,7 +142,8 @@ class WeightCurves:
     def __str__(self) -> str:
         """Return the weight and its rules in words."""
         rules = "; ".join(map(str, self.rules)) or "no clip"
-        weight = f"{_WEIGHT_IS[self.weight]}; " if self.weight in _WEIGHT_IS else ""
+        plain = self.weight in _WEIGHT_IS and not any(rule.name in _SMOOTH for rule in self.rules)
+        weight = f"{_WEIGHT_IS[self.weight]}; " if plain else ""
         lines = [weight + rules if self.known else NO_KNOWN_RULE]
         lines += [rule.about for rule in self.rules if rule.about] if self.known else []
         return "\n- ".join([*lines, *self.notes])
@@ -562,11 +563,10 @@ def _of_responses(loss: ScalarLoss, notes: tuple[str, ...]) -> WeightCurves:
     own_edges, rest_edges = _edges(own), _edges(rest)
     if own_edges is None and rest_edges is not None and not any(rest_edges.values()) and not rest.law.slope:
         smooth = _smooth(own, "token")
-        weight = "token" if smooth is not None and smooth.name != "gamma weight" else "unknown"
-        return unknown if smooth is None else WeightCurves(weight, (smooth,), True, curves, notes)
+        return unknown if smooth is None else WeightCurves("token", (smooth,), True, curves, notes)
     if rest_edges is None and own_edges is not None and not any(own_edges.values()) and not own.law.slope:
         smooth = _smooth(rest, _level_of_smooth(loss, rest))
-        return unknown if smooth is None else WeightCurves("unknown", (smooth,), True, curves, notes)
+        return unknown if smooth is None else WeightCurves(smooth.level, (smooth,), True, curves, notes)
     law = _LAWS.get((own.law.slope, rest.law.slope))
     if own_edges is None or rest_edges is None or law is None:
         return unknown
