@@ -11,6 +11,7 @@ from rpg_ref.cpgd_pmd import cpgd_loss, pmd_mean_loss
 from rpg_ref.divergences import DIVERGENCES, Divergence
 from rpg_ref.estimators import k1, k2, k3
 from rpg_ref.fused import FusedOutput, fused_logprobs, fused_loss
+from rpg_ref.gates import gated_loss
 from rpg_ref.logprobs import token_entropy, token_logprobs, with_rest
 from rpg_ref.objective import Objective
 from rpg_ref.ppo import grpo_corrected_loss, grpo_loss, k2_loss, kl_in_reward_loss, ppo_loss
@@ -52,6 +53,7 @@ __all__ = [
     "entropy_loss",
     "fused_logprobs",
     "fused_loss",
+    "gated_loss",
     "grpo_corrected_loss",
     "grpo_loss",
     "k1",

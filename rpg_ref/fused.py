@@ -175,9 +175,11 @@ def sees_other_tokens(recipe: Recipe, *, on_policy: bool) -> bool:
     random = torch.Generator("cpu").manual_seed(0)
     on_cpu: Any = {"dtype": torch.float64, "device": "cpu"}
     # Ratios from 1e-8 to 3 nats: inside the narrowest clip, and outside the widest.
-    scale = torch.logspace(-8, 0.5, 64, **on_cpu)[:, None]
-    old, ref, sampler, change = scale * torch.randn((4, 64, 3), generator=random, **on_cpu)
-    advantages = torch.randn(64, generator=random, **on_cpu)
+    scale = torch.logspace(-8, 0.5, 64, **on_cpu).repeat(8)[:, None]
+    old, ref, sampler, change = scale * torch.randn((4, len(scale), 3), generator=random, **on_cpu)
+    advantages = torch.randn(len(scale), generator=random, **on_cpu)
+    # A token inside its own clip, in a response that is far: only there does a mask of the response show.
+    change[1::2, 0] *= 0.01
 
     def slope_of_first(logp: Tensor) -> Tensor:
         leaf = logp.clone().requires_grad_()

@@ -79,13 +79,14 @@ class Recipe:
     Attributes:
         name: the row's name.
         loss: one value per sample. It is called with logp, logp_old and advantage, and by name with those of
-            divergence, beta, logp_ref, clip, bound and entropy that its signature has.
+            divergence, beta, logp_ref, clip, bound, entropy, gate and alive that its signature has.
         on_policy_penalty: the penalty's terms and multiples of β when π_old = π_θ; None: no known objective's.
         off_policy_penalty: the same when π_old ≠ π_θ, near enough that nothing is clipped.
         divergence: name of the penalty's row in DIVERGENCES, for the losses that take any.
         off_policy_reward: whether the reward's term has the gradient of E[R] off-policy.
         clip: RPG's or PPO's region, or None.
         bound: of the importance weight, or None.
+        gate: what puts another weight in w's place (rpg_ref.gates), or None.
         clips_penalty: whether the clip's direction is the whole weight's sign (RPG) or the advantage's (PPO).
         beta: strength β ≥ 0 of the penalty.
         entropy: strength of the entropy bonus, for the losses that have one, or None.
@@ -111,6 +112,7 @@ class Recipe:
     off_policy_reward: bool = True
     clip: DualClip | None = None
     bound: WeightBound | None = None
+    gate: Callable[..., Samples] | None = None
     clips_penalty: bool = True
     beta: float = 1e-4
     entropy: float | None = None
@@ -133,7 +135,7 @@ class Recipe:
             table.check(name)
         check_number("beta", self.beta, 0.0, math.inf, "[)")
         _ = self.on_policy, self.off_policy  # an Objective checks the penalties' names
-        for name in ("clip", "bound", "entropy"):
+        for name in ("clip", "bound", "entropy", "gate"):
             if (name in self._taken) != (getattr(self, name) is not None):
                 raise ValueError(f"{name} is {getattr(self, name)}, which does not fit the loss; change both")
         if (self.loss is per_decision_loss) != (self.level == "prefix"):
@@ -310,8 +312,8 @@ class Recipe:
         return Batch(samples(logp), samples(logp_old), ref, sampler, A, alive, level.share(keep))
 
     def _losses(self, batch: Batch) -> Float[Tensor, "B S"]:
-        choices = {"logp_ref": batch.logp_ref} | {
-            name: getattr(self, name) for name in ("divergence", "beta", "clip", "bound", "entropy")
+        choices = {"logp_ref": batch.logp_ref, "alive": batch.alive} | {
+            name: getattr(self, name) for name in ("divergence", "beta", "clip", "bound", "entropy", "gate")
         }
         taken = {name: x for name, x in choices.items() if name in self._taken}
         loss = self.loss(batch.logp, batch.logp_old, batch.advantage, **taken) * batch.share

@@ -8,6 +8,7 @@ from typing import Any
 from rpg_ref.checks import Table
 from rpg_ref.clipping import DualClip, bounded_loss, clipped_loss, clipped_loss_as_printed
 from rpg_ref.cpgd_pmd import cpgd_loss, pmd_mean_loss
+from rpg_ref.gates import GATED
 from rpg_ref.ppo import grpo_corrected_loss, grpo_loss, k2_loss, kl_in_reward_loss
 from rpg_ref.prefix import per_decision_loss
 from rpg_ref.ratios import WeightBound
@@ -79,9 +80,11 @@ _ROWS = [
     ),
     # Liu et al. 2025 (CPGD), Eq. 4.
     _ppo("cpgd", cpgd_loss, NONE, None, off_policy_reward=False),
+    *GATED,
 ]
 
-ALIASES = {f"rpg-{x}-clip": f"rpg-reinforce-{x}-clip" for x in PENALTY}
+# With one advantage a response GSPO-token has GSPO's gradient: Zheng et al. 2025, §4.3.
+ALIASES = {f"rpg-{x}-clip": f"rpg-reinforce-{x}-clip" for x in PENALTY} | {"gspo-token": "gspo"}
 RECIPES: Table[Recipe] = Table("recipe", {row.name: row for row in _ROWS}, ALIASES)
 """The named recipes, each once; ``RECIPES["rpg-X-clip"]`` is ``rpg-reinforce-X-clip``, by the table ALIASES.
 

@@ -201,7 +201,9 @@ def test_which_recipes_see_other_tokens(name, on_policy):
     """By autograd through a constant logp_old instead of by changing numbers, and by the level."""
     recipe = RECIPES[name]
     frozen_reward = name == "reinforce++" and on_policy  # its penalty to come is a function of π_old, here π_θ
-    assert sees_other_tokens(recipe, on_policy=on_policy) == (recipe.level != "token" or frozen_reward)
+    of_response = name in ("opsm", "gmpo") and not on_policy  # a token's weight, from the response's ratios
+    expected = recipe.level != "token" or frozen_reward or of_response
+    assert sees_other_tokens(recipe, on_policy=on_policy) == expected
 
 
 def test_a_loss_of_ones_own_that_looks_around_is_found_out():

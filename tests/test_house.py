@@ -31,12 +31,14 @@ PIPELINE = [
     "reference",
     "objective",
     "recipe",
+    "gates",
     "recipes",
     "fused",
     "audit.oracle",
     "audit.population",
     "audit.forms",
     "audit.probes",
+    "audit.curves",
     "audit.identify",
     "audit.assertion",
     "audit.prefix_lm",
@@ -65,7 +67,9 @@ PIPELINE = [
     "progress",
     "cli",
 ]
-CORE = PIPELINE[: PIPELINE.index("recipes") + 1]
+# What other methods put in the weight's place has a limit of its own.
+BESIDE = "gates"
+CORE = [module for module in PIPELINE[: PIPELINE.index("recipes") + 1] if module != BESIDE]
 
 
 def path_of(module: str) -> Path:
@@ -162,3 +166,4 @@ def test_the_core_is_small():
     sizes = {module: code_lines(path_of(module)) for module in CORE}
     assert sum(sizes.values()) < 1100, sizes
     assert max(sizes.values()) < 250, sizes
+    assert code_lines(path_of(BESIDE)) < 250

@@ -8,8 +8,10 @@ import torch
 
 import rpg_ref
 from rpg_ref import RECIPES, DualClip, WeightBound, ppo_loss
+from rpg_ref.gates import ClippedGeometricMean
 
-NAMES = ("logp", "logp_old", "advantage", "divergence", "beta", "logp_ref", "log_mass_old", "clip", "bound", "entropy")
+SAMPLES = ("logp", "logp_old", "advantage", "divergence", "beta", "logp_ref", "log_mass_old")
+NAMES = (*SAMPLES, "clip", "bound", "entropy", "gate", "alive")
 PUBLIC = [getattr(rpg_ref, name) for name in rpg_ref.__all__ if inspect.isfunction(getattr(rpg_ref, name))]
 LOSSES = [loss for loss in PUBLIC if list(inspect.signature(loss).parameters)[:3] == list(NAMES[:3])]
 LOGP = torch.tensor([[-1.0, -0.5, -2.0], [-0.25, -3.0, -1.5]])
@@ -27,6 +29,8 @@ GIVEN = {
     "bound": WeightBound("clamp", 0.9, 1.3),
     "log_mass_old": 0.5,
     "entropy": 0.2,
+    "gate": ClippedGeometricMean(0.15, 0.15),
+    "alive": torch.tensor([[True, True, True], [True, True, False]]),
 }
 
 
@@ -61,6 +65,8 @@ OTHER = {
     "bound": WeightBound("mask", 0.95, 1.2),
     "log_mass_old": -0.5,
     "entropy": 0.1,
+    "gate": ClippedGeometricMean(0.01, 0.01),
+    "alive": torch.tensor([[True, False, True], [True, True, True]]),
 }
 
 

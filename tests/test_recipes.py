@@ -73,6 +73,7 @@ def test_the_loss_alone_and_the_metrics_alone_are_those_of_the_call(name, sample
     recipe, rng = RECIPES[name], torch.Generator().manual_seed(0)
     logp, *others, sampler = torch.randn((4, 5, 3), generator=rng, dtype=torch.float64)
     advantages, mask = torch.randn(5, generator=rng, dtype=torch.float64), torch.ones(5, 3).tril(1)
+    others[0][0] = logp[0]  # one response is inside the narrowest mask
     choices = {"logp_sampler": sampler} if sampled_elsewhere else {}
     whole, alone = (
         loss(logp.clone().requires_grad_(), *others, advantages, mask, denominator=2.0, **choices)
@@ -342,7 +343,8 @@ def test_the_clips_direction_is_the_weights_for_rpg_and_the_advantages_for_ppo()
 
 
 def test_aliases_and_objectives():
-    assert RECIPES.aliases == {f"rpg-{x}-clip": f"rpg-reinforce-{x}-clip" for x in ("fkl", "ufkl", "rkl", "urkl")}
+    clips = {f"rpg-{x}-clip": f"rpg-reinforce-{x}-clip" for x in ("fkl", "ufkl", "rkl", "urkl")}
+    assert RECIPES.aliases == clips | {"gspo-token": "gspo"}
     assert all(RECIPES[alias] is RECIPES[name] for alias, name in RECIPES.aliases.items())
     assert list(RECIPES) == [recipe.name for recipe in RECIPES.values()]  # each once, so that a test runs it once
     recipe = dataclasses.replace(RECIPES["rpg-urkl"], beta=0.25, level="sequence")
@@ -401,6 +403,19 @@ PUBLISHED = {
     "pmd-mean": (None, 1e-4, "sequence", "group_mean", "token-mean"),
     "pmd-mean-released": (None, 0.01, "sequence-over-length", "leave_one_out", "token-mean"),
     "cpgd": ((0.2, 0.2, math.inf), 1e-4, "token", "group_mean", "token-mean"),
+    "tis": ((0.0, 2.0), 0.0, "token", "group_std", "token-mean"),
+    "tis-sequence": ((0.0, 2.0), 0.0, "sequence", "group_std", "seq-mean-token-sum"),
+    "tis-geometric": ((0.0, 2.0), 0.0, "geometric", "group_std", "seq-mean-token-mean"),
+    "mis": ((0.0, 2.0), 0.0, "token", "group_std", "token-mean"),
+    "mis-sequence": ((0.0, 2.0), 0.0, "sequence", "group_std", "seq-mean-token-sum"),
+    "mis-geometric": ((0.99, 1.01), 0.0, "geometric", "group_std", "seq-mean-token-mean"),
+    "icepop": ((0.5, 5.0), 0.0, "token", "group_std", "token-mean"),
+    "sapo": ((1.0, 1.05), 0.0, "token", "group_std", "seq-mean-token-mean"),
+    "dppo-tv": (("tv", 0.15, 0.15, 20.0), 0.0, "token", "group_std", "token-mean"),
+    "dppo-kl": (("kl", 0.05, 0.05, 20.0), 0.0, "token", "group_std", "token-mean"),
+    "vespo": ((2.0, 3.0, 3.0, 2.0), 0.0, "sequence", "group_std", "seq-mean-token-sum"),
+    "opsm": ((0.5, (0.2, 0.2, math.inf)), 0.0, "token", "group_mean", "seq-mean-token-mean"),
+    "gmpo": ((0.4, 0.4), 0.0, "token", "group_std", "seq-mean-token-mean"),
 }
 
 
@@ -416,6 +431,7 @@ def test_settings_are_the_published_ones(name):
     recipe = RECIPES[name]
     bounds = dataclasses.astuple(recipe.clip) if recipe.clip else None
     bounds = (recipe.bound.low, recipe.bound.high) if recipe.bound else bounds
+    bounds = dataclasses.astuple(recipe.gate) if recipe.gate else bounds
     found = (bounds, recipe.beta, recipe.level, recipe.baseline, recipe.aggregation)
     assert found == PUBLISHED[family] and recipe.sampler == WeightBound() and recipe.name == name
     assert recipe.critic == (name == "ppo") and recipe.entropy == (0.01 if name == "rpg-urkl-entropy" else None)

@@ -9,6 +9,7 @@ import threading
 from pathlib import Path
 
 import pytest
+import test_curves
 import torch
 
 from rpg_ref import DualClip, clipped_loss
@@ -170,6 +171,63 @@ def test_the_pictures_script_is_clipped_loss(desk):
         loss.sum().backward()
         assert found["loss"] == pytest.approx(float(loss.detach()), rel=1e-9, abs=1e-12)
         assert found["gradient"] == pytest.approx(float(logp.grad), rel=1e-9, abs=1e-12)
+
+
+def atlas_losses(low, high, c, tau, delta, old):
+    """The rules of the atlas, as tests/test_curves.py writes them anew."""
+    return {
+        "no clip": test_curves.no_clip,
+        "PPO clip": test_curves.min_of_products(low, high),
+        "dual clip": test_curves.dual(low, high, c),
+        "exchanged min and max": test_curves.exchanged(low, high),
+        "cap": test_curves.capped(0.0, c),
+        "mask": test_curves.hard_mask(1 - low, c),
+        "smooth gate (SAPO)": test_curves.sigmoid_gate(tau, tau),
+        "quadratic gate": test_curves.quadratic_gate(high),
+        "trust region by total variation": test_curves.total_variation_live(delta),
+        "trust region by KL(old‖new)": test_curves.coin_kl(delta),
+        "gamma weight (VESPO), w of the response": test_curves.gamma((2.0, 3.0), (3.0, 2.0)),
+    }
+
+
+def test_the_atlas_s_script_is_the_gradient_of_each_rule(desk):
+    page = desk.open("atlas.html")
+    rules = page.eval_on_selector_all(".atlas-picture option", "all => all.map((option) => option.textContent)")
+    rng = random.Random(0)
+    for _ in range(30):
+        given = {"low": rng.uniform(0, 0.9), "high": rng.uniform(0.01, 1.5), "c": rng.uniform(1.6, 12)}
+        given |= {"tau": rng.uniform(0.2, 6), "delta": rng.uniform(0.01, 0.5), "old": rng.uniform(0.01, 0.95)}
+        losses = atlas_losses(**given)
+        assert list(losses) == rules
+        w, A = min(2 ** rng.uniform(-4, 4), 0.99 / given["old"]), rng.choice([1.0, -1.0])
+        for rule, loss in losses.items():
+            found = page.evaluate("([rule, w, A, given]) => atlasCurve(rule, w, A, given)", [rule, w, A, given])
+            logp_old = torch.tensor([[given["old"]]], dtype=torch.float64).log()
+            logp = (logp_old + torch.tensor([[w]], dtype=torch.float64).log()).requires_grad_()
+            loss(logp, logp_old, logp_old, torch.tensor([A]).double(), torch.ones(1, 1).bool()).backward()
+            assert found == pytest.approx(-float(logp.grad), rel=1e-9, abs=1e-12), rule
+
+
+def test_each_rule_of_the_atlas_shows_its_own_sliders_and_curve(desk):
+    page = desk.open("atlas.html")
+    seen = set()
+    rules = page.eval_on_selector_all(".atlas-picture option", "all => all.map((option) => option.textContent)")
+    for rule in rules:
+        page.select_option(".atlas-picture select", rule)
+        paths = ".atlas-picture path"
+        before = page.eval_on_selector_all(paths, "all => all.map((path) => path.getAttribute('d'))")
+        seen.add(str(before))
+        sliders = page.locator(".atlas-picture label:visible input[type=range]")
+        for i in range(sliders.count()):
+            sliders.nth(i).focus()
+            # Above 6 the picture ends.
+            key = "ArrowLeft" if sliders.nth(i).get_attribute("name") == "c" else "ArrowRight"
+            for _ in range(10):
+                page.keyboard.press(key)
+            after = page.eval_on_selector_all(paths, "all => all.map((path) => path.getAttribute('d'))")
+            assert len(after) == 2 and after != before, (rule, i)
+            before = after
+    assert len(seen) == len(rules)
 
 
 def test_search_finds_a_page(desk):

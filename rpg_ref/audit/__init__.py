@@ -1,6 +1,7 @@
 """Ground truth for any loss: exact objectives by enumeration, and the objective that a loss is found to optimise."""
 
 from rpg_ref.audit.assertion import assert_gradient
+from rpg_ref.audit.curves import Curve, Rule, WeightCurves, draw_curves, weight_curves
 from rpg_ref.audit.identify import Finding, Report, identify
 from rpg_ref.audit.model import identify_model
 from rpg_ref.audit.prefix_lm import ModelBatch, PrefixTreeLM
@@ -8,12 +9,17 @@ from rpg_ref.objective import TERMS, Objective
 
 __all__ = [
     "TERMS",
+    "Curve",
     "Finding",
     "ModelBatch",
     "Objective",
     "PrefixTreeLM",
     "Report",
+    "Rule",
+    "WeightCurves",
     "assert_gradient",
+    "draw_curves",
     "identify",
     "identify_model",
+    "weight_curves",
 ]

@@ -142,6 +142,9 @@ def as_loss(loss_fn: Loss) -> Callable[..., Tensor]:
                 f"the loss was {_number(first)} and then {_number(second)} for one batch; make it deterministic"
             )
         (gradient,) = torch.autograd.grad(first, leaf, allow_unused=True, materialize_grads=True)
+        if not bool(gradient.any()):  # a narrow region may hold none of these ratios: try w = 1
+            at_old = scalar_of(call(leaf, p, r, A, mask), "loss")
+            (gradient,) = torch.autograd.grad(at_old, leaf, allow_unused=True, materialize_grads=True)
         if not bool(gradient.any()):
             raise ValueError(f"the loss is {_number(first)} with a gradient of zero; compute it from logp, undetached")
         if not bool(gradient.isfinite().all()):

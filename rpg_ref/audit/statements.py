@@ -14,6 +14,7 @@ from torch import Tensor
 from rpg_ref.audit.oracle import DEFINITIONS, Policies
 from rpg_ref.clipping import bounded_loss, clipped_loss, clipped_loss_as_printed
 from rpg_ref.cpgd_pmd import cpgd_loss, pmd_mean_loss
+from rpg_ref.gates import ClippedGeometricMean, GammaWeight, SequenceMask, SigmoidGate, TrustRegion, gated_loss
 from rpg_ref.ppo import grpo_corrected_loss, grpo_loss, k2_loss, kl_in_reward_loss
 from rpg_ref.prefix import per_decision_loss
 from rpg_ref.ratios import WeightBound
@@ -219,6 +220,61 @@ def _per_decision(recipe: Recipe, pi: Policies, A: Tensor) -> Tensor:
     return torch.autograd.grad(gain.sum(), leaf)[0]
 
 
+def _sapo(gate: SigmoidGate, pi: Policies, A: Tensor) -> Tensor:
+    """The slope of f(w)·A with f(w) = (4/τ)·σ(τ(w − 1)), differentiated automatically."""
+    leaf = pi.current.clone().requires_grad_()
+    tau = torch.where(A < 0, A * 0 + gate.tau_neg, A * 0 + gate.tau_pos)
+    gain = 4 / tau / (1 + (-tau * ((leaf - pi.old).exp() - 1)).exp()) * A
+    return torch.autograd.grad(gain.sum(), leaf)[0]
+
+
+def _dppo(gate: TrustRegion, pi: Policies, A: Tensor) -> Tensor:
+    """min(w, cap)·A unless the probability has moved too far; measures above 1 are no coins and never too far."""
+    new, old = pi.current.exp(), pi.old.exp()
+    kl = old * (old / new).log() + (1 - old) * ((1 - old) / (1 - new)).log()
+    far = {"tv": (new - old).abs(), "kl": torch.where(old <= 1, kl, 0.0)}[gate.distance]
+    rises, falls = (A >= 0) & (new > old) & (far > gate.delta_high), (A < 0) & (new < old) & (far > gate.delta_low)
+    return torch.where(rises | falls, 0.0, (new / old).clamp(max=gate.cap) * A)
+
+
+def _vespo(gate: GammaWeight, pi: Policies, A: Tensor) -> Tensor:
+    w = pi.current.exp() / pi.old.exp()
+    pos, neg = w**gate.k_pos * (gate.lambda_pos * (1 - w)).exp(), w**gate.k_neg * (gate.lambda_neg * (1 - w)).exp()
+    return torch.where(A < 0, neg, pos) * A
+
+
+def _means(x: Tensor, pi: Policies) -> Tensor:
+    """Mean over the tokens of each response; log π_θ = 0 is where there is none."""
+    return x.sum(1, keepdim=True) / (pi.current < 0).sum(1, keepdim=True)
+
+
+def _opsm(gate: SequenceMask, pi: Policies, A: Tensor) -> Tensor:
+    masked = (A < 0) & (_means(pi.old - pi.current, pi) > gate.delta)
+    clip = (gate.clip.low, gate.clip.high, gate.clip.dual)
+    inside = samples_inside(A, pi.current, pi.old, clip)
+    return torch.where(inside & ~masked, pi.current.exp() / pi.old.exp() * A, 0.0)
+
+
+def _gmpo(gate: ClippedGeometricMean, pi: Policies, A: Tensor) -> Tensor:
+    """T times the slope of A·exp(mean of min(sign·log w, clip)·sign) of each response, differentiated automatically."""
+    leaf = pi.current.clone().requires_grad_()
+    log_w = leaf - pi.old
+    kept = torch.where(A < 0, torch.maximum(log_w, 0 * log_w - gate.low), torch.minimum(log_w, 0 * log_w + gate.high))
+    gain = A[:, :1] * _means(kept, pi).exp() * (pi.current < 0).sum(1, keepdim=True)
+    return torch.autograd.grad(gain.sum(), leaf)[0]
+
+
+# fmt: off
+GATES_STATED: dict[type, Callable[..., Tensor]] = {
+    SigmoidGate: _sapo,
+    TrustRegion: _dppo,
+    GammaWeight: _vespo,
+    SequenceMask: _opsm,
+    ClippedGeometricMean: _gmpo,
+}
+# fmt: on
+"""What each gate states of one sample, from its paper's objective."""
+
 STATED: dict[Callable[..., Tensor], Stated] = {
     differentiable_loss: _surrogate,
     reinforce_loss: _surrogate,
@@ -232,6 +288,7 @@ STATED: dict[Callable[..., Tensor], Stated] = {
     kl_in_reward_loss: lambda r, pi, A: _ppo(r, pi, A - r.beta * _to_go(pi.old - pi.ref)),
     pmd_mean_loss: lambda r, pi, A: A - r.beta * (pi.current - pi.old),
     entropy_loss: lambda r, pi, A: _surrogate(r, pi, A) - (r.entropy or 0.0) * pi.current * (pi.current - pi.old).exp(),
+    gated_loss: lambda r, pi, A: GATES_STATED[type(r.gate)](r.gate, pi, A),
     cpgd_loss: lambda r, pi, A: _inside(r, pi, A) * A - r.beta * (pi.current - pi.old).expm1(),
 }
 """What each loss states of one sample: its coefficient of ∇log π_θ, from the oracle's own pieces."""
