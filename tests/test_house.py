@@ -35,6 +35,7 @@ PIPELINE = [
     "fused",
     "audit.oracle",
     "audit.population",
+    "audit.remarks",
     "audit.forms",
     "audit.probes",
     "audit.identify",

@@ -358,7 +358,7 @@ def test_a_step_that_calls_the_model_row_by_row():
     """A thousand rows one by one take a while: only the tokens are read."""
     from rpg_ref.audit.tokens import read_tokens
 
-    assert read_tokens(right_unpadded, 0.7) == ((), ())
+    assert read_tokens(right_unpadded, 0.7) == ()
 
 
 @pytest.mark.parametrize("step", quick(BUGS, set(BUGS) - LONG), ids=lambda step: step.__name__)
@@ -401,7 +401,7 @@ def test_whitened_advantages_in_a_step():
 def test_what_a_missing_temperature_hides_is_told():
     report = identify_model(without_temperature)
     assert report.on_policy.objective is None
-    assert "with a batch of temperature 1 it is on-policy: E[R] − 0.04·KL(π‖ref) per token" in report.faults[1]
+    assert "with a batch of temperature 1 it is on-policy: E[R] − 0.04·KL(π‖ref) per token" in report.notes[0]
 
 
 def test_an_exact_entropy_bonus():

@@ -8,8 +8,9 @@ from torch import Tensor
 
 from rpg_ref.audit.identify import Descent, Report, find
 from rpg_ref.audit.oracle import token_logp
-from rpg_ref.audit.population import population
+from rpg_ref.audit.population import balanced, population
 from rpg_ref.audit.prefix_lm import BOS, FIRST, PrefixTreeLM, Step, model_batch, run_step
+from rpg_ref.audit.remarks import Remark
 from rpg_ref.audit.tokens import read_tokens
 from rpg_ref.checks import check_number
 
@@ -33,16 +34,18 @@ def identify_model(step: Step, *, level: str = "token", temperature: float = 0.7
     Source: ours.
     """
     check_number("temperature", temperature, 0.0, math.inf, "()")
-    report = _find(step, level, temperature, seed)
-    faults, hazards = read_tokens(step, temperature)
-    if any("temperature is missing" in sentence for sentence in faults):
+    tokens = read_tokens(step, temperature)
+    grouped = any(remark.kind == "group_normalised" for remark in tokens)
+    report = _find(step, level, temperature, seed, grouped=grouped)
+    remarks = (*report.remarks, *tokens)
+    if any("temperature is missing" in remark for remark in remarks):
         at_one = _find(step, level, 1.0, seed)
-        faults = (*faults, f"with a batch of temperature 1 it is {str(at_one).splitlines()[0]}")
-    return replace(report, faults=faults, hazards=(*report.hazards, *hazards))
+        remarks = (*remarks, Remark("at_temperature_one", verdict=str(at_one).splitlines()[0]))
+    return replace(report, remarks=remarks)
 
 
-def _find(step: Step, level: str, temperature: float, seed: int) -> Report:
-    batch = population(seed)
+def _find(step: Step, level: str, temperature: float, seed: int, *, grouped: bool = False) -> Report:
+    batch = balanced(seed) if grouped else population(seed)
     model = PrefixTreeLM(batch.tree)
     tokens = (FIRST + batch.tree.tokens[batch.rows]).tolist()
     old, ref = (token_logp(batch.tree, table)[batch.rows] for table in (batch.old, batch.ref))

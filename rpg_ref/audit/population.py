@@ -1,7 +1,7 @@
 """Population batches: finite, and yet the plain average over one is the exact expectation under π_old."""
 
 from collections.abc import Callable
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from functools import cache
 from itertools import product
 from typing import Any
@@ -100,15 +100,35 @@ _ADVANTAGES: tuple[Callable[[Tensor, Tensor], Tensor], ...] = (
 _MASKS: tuple[Callable[[Tensor], Tensor], ...] = (Tensor.clone, Tensor.double, Tensor.long, Tensor.float)
 
 
-def as_loss(loss_fn: Loss) -> Callable[..., Tensor]:
+@dataclass(frozen=True)
+class AsLoss:
+    """loss(logp, logp_old, logp_ref, advantages [B], mask) ↦ a scalar tensor; it raises ValueError as ``scalar_of``.
+
+    Its arguments are copies: it may write into them.
+
+    Attributes:
+        call: the black box, given its advantages and its mask in the form that it takes.
+        per_token: whether it also takes advantages [B, T], which may then differ within a response.
+
+    Source: ours.
+    """
+
+    call: Callable[..., Any]
+    per_token: bool
+
+    def __call__(self, *batch: Tensor) -> Float[Tensor, ""]:
+        """Return the loss of a batch."""
+        return scalar_of(self.call(*batch), "loss")
+
+
+def as_loss(loss_fn: Loss) -> AsLoss:
     """Find how a black box takes its advantages, [B] or [B, 1] or [B, T], and its mask, and check what it returns.
 
     Args:
         loss_fn: the black box.
 
     Returns:
-        loss(logp, logp_old, logp_ref, advantages [B], mask) ↦ a scalar tensor; it raises ValueError as ``scalar_of``.
-        Its arguments are copies: it may write into them.
+        AsLoss.
 
     Raises:
         ValueError: it raises an error for every form of the arguments; for an ordinary batch it or its gradient is not
@@ -124,7 +144,8 @@ def as_loss(loss_fn: Loss) -> Callable[..., Tensor]:
 
         def call(*batch: Tensor, as_mask: Any = as_mask, as_advantages: Any = as_advantages) -> Any:
             *logps, A, mask = batch
-            return loss_fn(*(x.clone() for x in logps), as_advantages(A, mask), as_mask(mask))
+            given = as_advantages(A, mask) if A.ndim == 1 else A.clone()
+            return loss_fn(*(x.clone() for x in logps), given, as_mask(mask))
 
         leaf = p.clone().requires_grad_()
         try:
@@ -146,15 +167,59 @@ def as_loss(loss_fn: Loss) -> Callable[..., Tensor]:
             raise ValueError(f"the loss is {_number(first)} with a gradient of zero; compute it from logp, undetached")
         if not bool(gradient.isfinite().all()):
             raise ValueError("the loss's gradient is NaN or infinite for ordinary log-probabilities; mend that first")
-        return lambda *batch: scalar_of(call(*batch), "loss")
+        return AsLoss(call, _takes_per_token(call, gradient, (p, q, r, A, mask)))
     raise ValueError(
         f"the loss raised {sentence_of(errors[0])}; it must take (logp, logp_old, logp_ref, advantages, mask), tensors "
         "[B, T] and advantages [B] or [B, T]"
     ) from errors[0]
 
 
+def _takes_per_token(call: Callable[..., Any], gradient: Tensor, batch: tuple[Tensor, ...]) -> bool:
+    """Whether equal advantages [B, T] give the gradient that advantages [B] give."""
+    p, q, r, A, mask = batch
+    leaf = p.clone().requires_grad_()
+    try:
+        loss = scalar_of(call(leaf, q, r, A[:, None].expand(mask.shape), mask), "loss")
+        (other,) = torch.autograd.grad(loss, leaf, allow_unused=True, materialize_grads=True)
+    except Exception:  # whatever a black box raises
+        return False
+    return bool((other - gradient).abs().max() <= 1e-5 * gradient.abs().max())
+
+
 def _number(x: Tensor) -> str:
     return "NaN" if bool(x.isnan()) else f"{float(x.detach()):.9g}"
+
+
+@cache
+def balanced(seed: int) -> Population:
+    """Draw a population with the reward 1 and −1 in turn: whatever normalises rewards leaves these as they are.
+
+    Args:
+        seed: as of ``population``.
+
+    Returns:
+        A population whose neighbouring rows, any even number of them, have rewards of mean 0 and standard deviation 1.
+
+    Source: ours.
+    """
+    batch = population(seed)
+    repeats = torch.bincount(batch.rows).tolist()
+    half, chosen = len(batch.rows) // 2, {0: frozenset[int]()}
+    for response, count in enumerate(repeats):
+        larger = {total + count: subset | {response} for total, subset in chosen.items() if total + count <= half}
+        chosen = larger | chosen
+        if half in chosen:
+            break
+    good = torch.zeros(len(repeats), dtype=torch.bool)
+    good[list(chosen[half])] = True
+    # Neighbours are other responses.
+    rng = torch.Generator().manual_seed(0)
+    is_good = good[batch.rows]
+    raised, lowered = (
+        rows[torch.randperm(half, generator=rng)] for rows in (batch.rows[is_good], batch.rows[~is_good])
+    )
+    reward = torch.where(good, 1.0, -1.0).double()
+    return replace(batch, rows=torch.stack([raised, lowered], 1).flatten(), reward=reward)
 
 
 def sentence_of(error: BaseException) -> str:

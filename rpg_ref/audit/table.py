@@ -123,19 +123,18 @@ def _record(row: Row) -> Record:
         "documented": {name: objective and dict(objective.terms) for name, objective in documented.items()},
         "found": {name: finding and _finding(finding) for name, finding in regimes.items()},
         "as_documented": dict(zip(regimes, row.as_documented, strict=True)),
-        "notes": list(row.notes),
+        "notes": list(map(str, row.notes)),
     }
 
 
 def _finding(finding: Finding) -> Record:
     objective = finding.objective
     numbers = {name: getattr(finding, name) for name in ("residual", "scale", "condition", "spread")}
-    undecided = objective is None and finding.residual < finding.no_fit
     return {
         "objective": objective and {name: float(f"{c:.6g}") for name, c in objective.terms.items()},
         **{name: float(f"{x:.2g}") if math.isfinite(x) else None for name, x in numbers.items()},
         "unidentified": list(finding.unidentified),
-        **({"undecided": True} if undecided else {}),
+        **({"undecided": True} if finding.undecided else {}),
     }
 
 
