@@ -332,18 +332,32 @@ def whitened_without_a_guard(r):
     return centred(r) / r.std(1, keepdim=True)
 
 
+def leave_one_out(r):
+    return r - (r.sum(1, keepdim=True) - r) / (r.shape[1] - 1)
+
+
+def centred_then_scaled(r):
+    return centred(r) / (centred(r).std() + 1e-6)
+
+
 GROUPS = [
     (whitened, 4, "their mean is subtracted and they are divided by their standard deviation"),
     (whitened, 2, "their mean is subtracted and they are divided by their standard deviation"),
     (centred, 4, "their mean is subtracted"),
     (over_their_spread, 4, "they are divided by their spread"),
+    (leave_one_out, 4, "their mean is subtracted"),
+    (whitened, 8, "their mean is subtracted and they are divided by their standard deviation"),
+    (whitened, 16, "their mean is subtracted and they are divided by their standard deviation"),
+    (centred_then_scaled, 4, "their mean is subtracted, and the whole batch is divided by its standard deviation"),
 ]
 
 
 @pytest.mark.parametrize("normalise, size, how", GROUPS)
 def test_normalisation_within_groups_is_recognised(normalise, size, how):
     report = identify(within_groups(size, normalise))
-    assert accusations(report) == [], report
+    # The whole batch's standard deviation is another one in each micro-batch.
+    of_the_batch = ["split"] if normalise is centred_then_scaled else []
+    assert [remark.kind for remark in accusations(report)] == of_the_batch, report
     assert f"the advantages are normalised within groups of {size} responses: {how}" in report.notes
     assert set(report.off_policy.objective.terms) == {"reward", "reverse_kl"}
 
@@ -377,10 +391,19 @@ def least_likely_half(p, q, r, A, mask):
     return -mean(gain(p, q, A), kept)
 
 
+def best_half(p, q, r, A, mask):
+    return -mean(gain(p, q, A) * (A >= A.median())[:, None], mask)
+
+
+def squashed(p, q, r, A, mask):
+    return -mean(gain(p, q, A.tanh()), mask)
+
+
 DOCUMENTED = {
     "weights by sign": (by_sign, "depends on the sign of its advantage: 0.1 above 0 for 1 below"),
     "good responses alone": (good_alone, "depends on the sign of its advantage: 1 above 0 for 0 below"),
     "bounded advantages": (bounded_advantage, "is transformed inside, by itself"),
+    "squashed advantages": (squashed, "is transformed inside, by itself"),
     "a filter by log-probability": (least_likely_half, "filtered or weighted by their log-probability"),
 }
 
@@ -391,6 +414,51 @@ def test_what_is_documented_is_a_note(name):
     report = identify(loss)
     assert accusations(report) == [], report
     assert any(word in note for note in report.notes)
+
+
+def truncated(p, q, r, A, mask):
+    return -mean((p - q).exp().clamp(max=2.0) * A[:, None], mask)
+
+
+def gspo_token(p, q, r, A, mask):
+    log_s = torch.where(mask, p - q, 0.0).sum(1, keepdim=True) / mask.sum(1, keepdim=True)
+    w, a = log_s.exp().detach() * (p - p.detach()).exp(), per_token(A, p)
+    return -mean(torch.minimum(w * a, w.clamp(0.9, 1.1) * a), mask)
+
+
+def far_penalty(p, q, r, A, mask):
+    """|log π_θ/π_old| on the tokens of largest covariance: no gradient where they are equal, to the last bit."""
+    a = A[:, None].expand(p.shape)
+    covariance = (a - a[mask].mean()) * (p.detach() - p.detach()[mask].mean())
+    chosen = mask & (covariance >= covariance[mask].quantile(0.8))
+    return -mean((p - q).exp() * a - torch.where(chosen, (p - q).abs(), 0.0), mask)
+
+
+def without_rows_of_no_advantage(p, q, r, A, mask):
+    """It takes [B] alone: given [B, T] it would broadcast."""
+    kept = mask * (A.abs() > 1e-9)[:, None]
+    return -(gain(p, q, A) * kept).sum() / kept.sum().clamp(min=1)
+
+
+@pytest.mark.parametrize("loss", [truncated, gspo_token, far_penalty, without_rows_of_no_advantage])
+def test_a_documented_loss_has_no_fault(loss):
+    report = identify(loss)
+    assert report.faults == () and str(report.on_policy.objective) == "E[R] per token", report
+
+
+def test_the_best_half_of_a_batch_depends_on_the_split_and_has_no_fault():
+    report = identify(best_half)
+    assert report.faults == () and [remark.kind for remark in accusations(report)] == ["split"]
+
+
+def test_another_response_s_advantage_of_the_same_sign_is_a_fault():
+    report = identify(lambda p, q, r, A, mask: right(p, q, r, A.roll(2), mask))
+    assert any("another response's advantage" in fault for fault in report.faults)
+
+
+def test_a_ratio_to_the_reference_is_named():
+    report = identify(lambda p, q, r, A, mask: -mean((p - r).exp() * A[:, None], mask))
+    assert any("π/ref for π/π_old" in remark for remark in report.suspects)
 
 
 def test_a_weight_that_forgets_the_sign_is_no_weight_by_sign():

@@ -39,6 +39,7 @@ PIPELINE = [
     "audit.forms",
     "audit.probes",
     "audit.identify",
+    "audit.present",
     "audit.assertion",
     "audit.prefix_lm",
     "audit.tokens",

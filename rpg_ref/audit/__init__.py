@@ -4,6 +4,8 @@ from rpg_ref.audit.assertion import assert_gradient
 from rpg_ref.audit.identify import Finding, Report, identify
 from rpg_ref.audit.model import identify_model
 from rpg_ref.audit.prefix_lm import ModelBatch, PrefixTreeLM
+from rpg_ref.audit.present import as_markdown, as_record, as_text
+from rpg_ref.audit.remarks import Remark
 from rpg_ref.objective import TERMS, Objective
 
 __all__ = [
@@ -12,7 +14,11 @@ __all__ = [
     "ModelBatch",
     "Objective",
     "PrefixTreeLM",
+    "Remark",
     "Report",
+    "as_markdown",
+    "as_record",
+    "as_text",
     "assert_gradient",
     "identify",
     "identify_model",

@@ -24,6 +24,9 @@ NO_FIT = 1e-4
 """Smallest residual that is no fit. Nearer than _NEAR it shrinks with the spread, since a loss that is wrong off-policy
 is wrong by no more than the policy has moved. Under a tenth of it, single precision explains what a fit leaves."""
 
+DISTANCES = (0.1, 0.5, 1.0)
+"""The largest |log π_θ/π_old| at which the share of the gradient that is wrong is measured."""
+
 AGAINST_SAMPLER = ("reverse_kl_old", "forward_kl_old")
 _LARGEST_DRIFT, _HALVINGS, _NEAR = 0.8, 15, 0.01
 # Weights that depend smoothly on the advantage's sign never are linear in it: nothing is clipped there.
@@ -70,7 +73,11 @@ def descent(loss_fn: Loss, population: Population, logits: Float[Tensor, "S V"],
     """
     leaf = logits.detach().clone().requires_grad_()
     tree, rows = population.tree, population.rows
-    logp, old, ref = (token_logp(tree, table)[rows] for table in (leaf.log_softmax(-1), population.old, population.ref))
+    current = leaf.log_softmax(-1)
+    if torch.equal(leaf, population.old):
+        # To the last bit: |log π_θ/π_old| has no gradient where they are equal, and one of size 1 beside it.
+        current = population.old + (current - current.detach())
+    logp, old, ref = (token_logp(tree, table)[rows] for table in (current, population.old, population.ref))
     loss = scalar_of(loss_fn(logp, old, ref, advantage[rows], tree.mask[rows]), "loss")
     # Both at once: a compiled loss can be differentiated one time only.
     of_logits, of_logp = torch.autograd.grad(loss, [leaf, logp], allow_unused=True, materialize_grads=True)
@@ -150,6 +157,11 @@ class Finding:
         return Objective(terms, self.level) if self.residual < max(FIT, self.no_fit / 10) else None
 
     @property
+    def flees(self) -> bool:
+        """Whether the loss pushes the policy away from its sampler."""
+        return any(self.coefficients.get(name, 0.0) < 0 for name in AGAINST_SAMPLER)
+
+    @property
     def undecided(self) -> bool:
         """Whether rounding leaves too little to fit: no objective is found, and none is excluded."""
         return self.objective is None and self.residual < max(self.no_fit, _COARSE if self.coarse else 0.0)
@@ -188,6 +200,9 @@ class Report:
         population: the batch it was found on.
         remarks: what was found beside the objectives, each with a severity, a reason and a remedy.
         normaliser: what the loss divides by, or None where that cannot be told.
+        share_wrong: by the largest |log π_θ/π_old|, the share of the gradient that is not the on-policy objective's;
+            empty where both regimes have one objective, or on-policy there is none. Clipping is left out of it as long
+            as the reward part is right.
 
     Source: ours.
     """
@@ -197,6 +212,7 @@ class Report:
     population: Population = field(repr=False)
     remarks: tuple[Remark, ...] = ()
     normaliser: Normaliser | None = None
+    share_wrong: Mapping[float, float] = field(default_factory=dict)
 
     def _of(self, severity: str) -> tuple[Remark, ...]:
         return tuple(remark for remark in self.remarks if remark.severity == severity)
@@ -218,8 +234,8 @@ class Report:
 
     @property
     def all_remarks(self) -> tuple[Remark, ...]:
-        """Every remark, the most severe first, those on the forms of the parts included."""
-        remarks = (*self.remarks, *self.suspects)
+        """Every remark, the most severe first, those on the verdicts and on the forms of the parts included."""
+        remarks = (*self.remarks, *self.suspects, *_of_verdicts(self))
         return tuple(sorted(remarks, key=lambda remark: SEVERITIES.index(remark.severity)))
 
     @property
@@ -228,8 +244,7 @@ class Report:
         on, off = self.on_policy, self.off_policy
         if on.objective is None or off.objective is None:
             return False
-        flees = any(off.coefficients[name] < 0 for name in AGAINST_SAMPLER)
-        return not flees and all(abs(c - off.coefficients[name]) <= 1e-5 for name, c in on.coefficients.items())
+        return not off.flees and all(abs(c - off.coefficients[name]) <= 1e-5 for name, c in on.coefficients.items())
 
     @cached_property
     def forms(self) -> Mapping[str, Remark]:
@@ -353,7 +368,38 @@ def find(
         if elsewhere is not None and elsewhere.objective is not None:
             remarks.append(Remark("other_level", regime=regime, other=other, verdict=elsewhere.verdict))
     on, off = (replace(finding, coarse=coarse) for finding in (on, off))
-    return Report(on, off, batch, tuple(remarks))
+    report = Report(on, off, batch, tuple(remarks))
+    if on.objective is None or not on.objective.terms.get("reward") or report.regimes_agree or coarse:
+        return report
+    return replace(report, share_wrong=dict(_shares_wrong(descend, report, level)))
+
+
+def _shares_wrong(descend: Descend, report: Report, level: str) -> Iterator[tuple[float, float]]:
+    """How much of the gradient is not that of the on-policy objective, at several distances."""
+    on, batch = report.on_policy, report.population
+    reward_is_right = report.off_policy.parts.get("reward") is not None
+    for distance in DISTANCES:
+        drift = _drift_at(batch, distance)
+        gradients, _ = _exact_gradients(batch, drift, level)
+        wanted = {name: on.scale * c * gradients[name] for name, c in on.coefficients.items()}
+        total = sum(wanted.values(), torch.zeros_like(gradients["reward"]))
+        # Where the reward part is right, only a clip can be wrong with it: the penalty alone is compared.
+        penalty = total - wanted["reward"]
+        found = descend(drift, 0.0 if reward_is_right else 1.0).vector
+        off = found - (penalty if reward_is_right else total)
+        if bool(found.isfinite().all()):
+            yield distance, float(off.norm() / (total + off).norm())
+
+
+@lru_cache(maxsize=64)
+def _drift_at(batch: Population, distance: float) -> float:
+    """The drift at which the largest |log π_θ/π_old| is this distance, by bisection."""
+    low, high = 0.0, 10.0
+    for _ in range(60):
+        middle = (low + high) / 2
+        moved = (batch.old + middle * batch.drift).log_softmax(-1) - batch.old
+        low, high = (middle, high) if float(moved.abs().max()) < distance else (low, middle)
+    return low
 
 
 def _find_near(descend: Descend, batch: Population, level: str, scale: float) -> Finding:
@@ -481,6 +527,28 @@ def _solve(
     return replace(finding, parts=parts, coefficients=found if worst < finding.no_fit else {})
 
 
+_EXPLAINED = ("value_filter", "token_filter", "token_weights", "own_transform", "sign_weights")
+"""Notes on what is no objective's gradient and is right where it is documented."""
+
+
+def _of_verdicts(report: Report) -> Iterator[Remark]:
+    """What the verdicts themselves say, as remarks."""
+    on, off = report.on_policy, report.off_policy
+    for regime, finding in (("on-policy", on), ("off-policy", off)):
+        if math.isinf(finding.residual):
+            yield Remark("not_finite", regime=regime)
+    if on.coefficients.get("reward", 0.0) < 0:
+        yield Remark("descends")
+    unknown = [x.objective is None and not x.undecided and not x.weighed and x.residual < math.inf for x in (on, off)]
+    explained = any(remark.kind in _EXPLAINED for remark in report.remarks)
+    if all(unknown) and not explained:
+        yield Remark("no_objective")
+    elif unknown[1] and not math.isinf(on.residual):
+        yield Remark("no_objective_off_policy")
+    elif on.objective is not None and off.objective is not None and not report.regimes_agree:
+        yield Remark("flees" if off.flees else "regimes_differ")
+
+
 def _same_part(a: Objective | None, b: Objective | None) -> bool:
     """Whether two parts are one objective, as far as their coefficients are known."""
     if a is None or b is None:
@@ -502,5 +570,7 @@ def _forms(report: Report) -> Iterator[tuple[str, Remark]]:
             shape = torch.cat([exact_gradient(loss_fn, batch, x, batch.reward) for x in logits])
             c = float(shape @ target / shape.square().sum())
             if (target - c * shape).norm() < off.no_fit / 10 * target.norm():
-                yield part, Remark(f"{part}_form", form=form, c=c / on.scale)
+                size = c / on.scale
+                amount = f"{size:.3g}" if size > 0 else f"a bonus of {-size:.3g}"
+                yield part, Remark(f"{part}_form", form=form, amount=amount)
                 break

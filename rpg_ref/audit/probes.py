@@ -19,6 +19,8 @@ _FAR_NATS = (5.0, 10.0, 20.0, 50.0, 90.0, 200.0, 340.0)
 # A few units in the last place: bfloat16 keeps 8 bits, float16 keeps 11.
 _HALVES = {torch.bfloat16: 0.06, torch.float16: 0.01}
 _MOST_PARTS = 64
+# log of the widest upper bound of a PPO clip: published ones reach 1.5, those of truncated ratios begin at 2.
+_WIDEST = math.log(1.75)
 
 
 class Rows(NamedTuple):
@@ -336,11 +338,12 @@ def _of_own_advantage(used: Float[Tensor, "B"], A: Float[Tensor, "B"], same: flo
         return None
     if coupled:
         return None
-    steps = used[A.argsort()].diff()
-    slack = 2 * same * used.abs().max()
-    if not bool((steps >= -slack).all() or (steps <= slack).all()):
+    steps, factors = used[A.argsort()].diff(), used / A
+    slack = 2 * same * float(used.abs().max())
+    # Either every response moves by the sign of its advantage, or a larger advantage never moves it less.
+    signed = bool((factors >= -slack).all() or (factors <= slack).all())
+    if not signed and not bool((steps >= -slack).all() or (steps <= slack).all()):
         return Remark("disproportionate")
-    factors = used / A
     up, down = factors[A > 0], factors[A < 0]
     if all(float(side.max() - side.min()) <= 4 * same * float(factors.abs().max()) for side in (up, down)):
         unit = float(factors.abs().max())
@@ -365,8 +368,10 @@ def _aggregation(subject: Subject) -> Iterator[Remark]:
     size = (reward.abs() + penalty.abs()).max()
     remark = None
     if reward.abs().max() > _ROUNDING * size:
-        coupled = _coupling(subject) is not None
-        remark = weighing(reward, rows.A, rows.mask, same=subject.same, coupled=coupled)
+        moved = _moved_rows(subject)
+        remark = weighing(reward, rows.A, rows.mask, same=subject.same, coupled=len(moved) > 1)
+        if moved and 0 not in moved:
+            remark = Remark("disproportionate")
     if remark is not None and remark.kind == "uneven_tokens" and _follows_values(subject):
         remark = Remark("value_filter")
     if remark is not None:
@@ -429,9 +434,12 @@ def _region(subject: Subject) -> Iterator[Remark]:
         stops[sign] = (_first(ratio[dead & (ratio < 0)], -1), _first(ratio[dead & (ratio > 0)], 0))
     (up_low, up_high), (down_low, down_high) = stops[1.0], stops[-1.0]
     good = up_low is not None and up_high is None
-    # A dual clip also stops bad responses far above, and never nearer than the bound for good ones.
-    nearest_dual = math.log(2) if up_high is None else up_high
-    bad = down_high is not None and down_low is None and down_high <= nearest_dual
+    # A dual clip, or a bound of the ratio itself, also stops bad responses far above: no PPO clip is so wide.
+    bad = (
+        down_high is not None
+        and down_low is None
+        and down_high <= min(_WIDEST, _WIDEST if up_high is None else up_high)
+    )
     if good and bad:
         yield Remark("clip_exchanged", low=math.exp(up_low or 0.0), high=math.exp(down_high or 0.0))
     elif good:
@@ -447,6 +455,9 @@ def _first(x: Tensor, end: int) -> float | None:
 
 def _split(subject: Subject) -> Iterator[Remark]:
     """Whether two micro-batches give the batch's gradient, as their mean or as their sum."""
+    coupling = _coupling(subject)
+    if coupling is not None and 4 < coupling.size < _MANY:
+        return  # half of the batch is less than one group
     for even, what in ((True, "responses of equal lengths"), (False, "responses of different lengths")):
         rows = _rows(even=even)
         halves = [Rows._make(x[half] for x in rows) for half in (slice(0, 4), slice(4, 8))]
@@ -459,27 +470,51 @@ def _split(subject: Subject) -> Iterator[Remark]:
 class Coupling(NamedTuple):
     """Which responses a response's advantage moves beside its own, and what is done to them."""
 
-    rows: tuple[int, ...]
+    size: int
+    all_of: int
     centred: bool
     scaled: bool
 
 
+_MANY = 64
+
+
+def _many() -> Rows:
+    """As many equal responses as the largest groups hold, on-policy, with other advantages."""
+    rows = _rows(even=True)
+    p = rows.p[:1].expand(_MANY, 4).clone()
+    A = torch.randn(_MANY, generator=torch.Generator().manual_seed(1), dtype=torch.float64) + 0.1
+    return Rows(p, p, p - 0.3, A, torch.ones(p.shape, dtype=torch.bool))
+
+
+def _moved_rows(subject: Subject) -> list[int]:
+    """The responses that move with the advantage of the first one."""
+    rows = _many()
+    moved = subject.moved(rows, rows._replace(A=rows.A + 0.3 * (torch.arange(_MANY) == 0))).any(1)
+    return moved.nonzero().flatten().tolist()
+
+
 def _coupling(subject: Subject) -> Coupling | None:
     """How the advantages of several responses are normalised together, or None if each acts by itself."""
-    rows = _rows(even=True)
-    rows = rows._replace(q=rows.p, A=rows.A + 0.1)
-    bump = torch.arange(len(rows.A)) == 0
-    moved = subject.moved(rows, rows._replace(A=rows.A + 0.3 * bump)).any(1)
-    if int(moved.sum()) < 2:
+    together = _moved_rows(subject)
+    if len(together) < 2:
         return None
-    together = moved.double()
+    rows = _many()
     reward = subject.pull(rows)
-    raised, larger = (subject.pull(rows._replace(A=A)) for A in (rows.A + together, rows.A * (1 + together)))
     # A small number beside the standard deviation leaves a trace.
-    loose = max(subject.same, 1e-3)
-    size = reward[moved].abs().max()
-    same = [bool((x - reward)[moved].abs().max() <= loose * size) for x in (raised, larger)]
-    return Coupling(tuple(moved.nonzero().flatten().tolist()), *same)
+    same = max(subject.same, 1e-3) * float(reward.abs().max())
+
+    def unmoved(chosen: list[int], raised: float, factor: float) -> bool:
+        A = rows.A.clone()
+        A[chosen] = A[chosen] * factor + raised
+        return bool((subject.pull(rows._replace(A=A)) - reward).abs().max() <= same)
+
+    centred, scaled = unmoved(together, 1.0, 1.0), unmoved(together, 0.0, 2.0)
+    size = len(together)
+    if size == _MANY and centred:
+        # The mean may be a group's although the standard deviation is the batch's.
+        size = next((n for n in (2, 4, 8, 16, 32) if unmoved(list(range(n)), 1.0, 1.0)), size)
+    return Coupling(size, len(together), centred, scaled)
 
 
 def _advantages(subject: Subject) -> Iterator[Remark]:
@@ -489,12 +524,12 @@ def _advantages(subject: Subject) -> Iterator[Remark]:
     zero = subject.pull(_no_advantages(rows))
     if not bool(zero.isfinite().all()):
         yield Remark("equal_nan")
-        if (coupling := _coupling(subject)) is not None and len(coupling.rows) < len(rows.A):
-            yield of_groups(len(coupling.rows), centred=coupling.centred, scaled=coupling.scaled)
-        return
     coupling = _coupling(subject)
-    if coupling is not None and len(coupling.rows) < len(rows.A):
-        yield of_groups(len(coupling.rows), centred=coupling.centred, scaled=coupling.scaled)
+    if coupling is not None and coupling.size < _MANY:
+        whole = coupling.scaled and coupling.all_of > coupling.size
+        yield of_groups(coupling.size, centred=coupling.centred, scaled=coupling.scaled, over_the_batch=whole)
+        return
+    if not bool(zero.isfinite().all()):
         return
     size = subject.pull(rows).abs().max()
     once, twice, raised = (subject.pull(rows._replace(A=A)) - zero for A in (rows.A, 2 * rows.A, rows.A + 1))
@@ -506,13 +541,14 @@ def _advantages(subject: Subject) -> Iterator[Remark]:
         yield Remark("centred")
 
 
-def of_groups(size: int, *, centred: bool, scaled: bool) -> Remark:
+def of_groups(size: int, *, centred: bool, scaled: bool, over_the_batch: bool = False) -> Remark:
     """Say what is done to the advantages of a group.
 
     Args:
         size: number of its responses.
         centred: whether a constant added to all of them changes nothing.
         scaled: whether a factor of all of them changes nothing.
+        over_the_batch: whether it must be a factor of the whole batch's.
 
     Returns:
         The remark.
@@ -525,6 +561,8 @@ def of_groups(size: int, *, centred: bool, scaled: bool) -> Remark:
         (False, True): "they are divided by their spread",
         (False, False): "one response's advantage moves the others of its group",
     }[centred, scaled]
+    if over_the_batch:
+        how = "their mean is subtracted, and the whole batch is divided by its standard deviation"
     return Remark("group_normalised", size=size, how=how)
 
 
