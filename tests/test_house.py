@@ -43,6 +43,7 @@ PIPELINE = [
     "audit.assertion",
     "audit.prefix_lm",
     "audit.tokens",
+    "audit.scripted",
     "audit.model",
     "integrations",
     "integrations.trl",

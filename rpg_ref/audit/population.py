@@ -187,7 +187,7 @@ def _takes_per_token(call: Callable[..., Any], batch: tuple[Tensor, ...]) -> boo
     p, q, r, A, mask = batch
     # Advantages of zero and a mask show what broadcasts [B, T] as if it were [B].
     A, mask = A * (A > -0.5), mask & (torch.arange(p.shape[1]) < 2 + torch.arange(len(p))[:, None] % 4)
-    gradients = []
+    gradients: list[Tensor] = []
     for advantages in (A, A[:, None].expand(mask.shape)):
         leaf = p.clone().requires_grad_()
         try:

@@ -93,16 +93,17 @@ class Probed(NamedTuple):
     """
 
     remarks: tuple[Remark, ...]
-    dtype: torch.dtype | None
-    grouped: bool
-    normaliser: Normaliser | None
+    dtype: torch.dtype | None = None
+    grouped: bool = False
+    normaliser: Normaliser | None = None
 
 
-def probe(loss: AsLoss) -> Probed:
+def probe(loss: AsLoss, *, contiguous: bool = False) -> Probed:
     """Say what is wrong with a loss beside its objective.
 
     Args:
         loss: from ``as_loss``.
+        contiguous: whether responses always begin in the first column, as those of a step do.
 
     Returns:
         Probed.
@@ -111,7 +112,8 @@ def probe(loss: AsLoss) -> Probed:
     """
     dtype = _half(Subject(loss))
     subject = Subject(loss, same=_HALVES.get(dtype, _SAME) if dtype else _SAME, dtype=dtype)
-    looks = [look for look in _PROBES if dtype is None or look not in _EXACT]
+    left_out = (*(_EXACT if dtype else ()), *((_left,) if contiguous else ()))
+    looks = [look for look in _PROBES if look not in left_out]
     remarks = [remark for look in looks for remark in _said(look, subject)]
     if dtype is not None:
         digits = {torch.bfloat16: "2 digits", torch.float16: "3 digits"}[dtype]
@@ -143,6 +145,17 @@ def _rows(*, even: bool) -> Rows:
     mask = torch.arange(6) < length[:, None]
     rows = Rows(p, p + 1e-3 * gap_q, p + 0.3 * gap_r, A - A.mean(), mask)
     return Rows._make(x[:, :4] if x.ndim == 2 else x for x in rows) if even else rows
+
+
+def uneven_rows() -> Rows:
+    """Return eight responses of three to six tokens near π_old.
+
+    Returns:
+        The rows.
+
+    Source: ours.
+    """
+    return _rows(even=False)
 
 
 PAIRED = torch.tensor([1.3, -0.4, 0.7, -1.1] * 2, dtype=torch.float64)

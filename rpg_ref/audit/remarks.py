@@ -289,6 +289,11 @@ _ROWS = {
         "{part}the temperature is {how}: the step's is {found:.3g}, that of the batch {wanted:.3g}",
         "The ratio compares two different distributions, and is not 1 on-policy.",
         "`logp = (logits / temperature).log_softmax(-1)`, once."),
+    "pad_is_eos": Advice("error",
+        "with pad_token_id equal to eos_token_id the gradient is another one: {count} tokens are wrongly kept or "
+        "dropped",
+        "The end of each response is taken for padding, so that the policy never learns to stop.",
+        "Take masks from lengths, never from ids: `completion_mask`, not `ids != pad_token_id`."),
     "at_temperature_one": Advice("note",
         "with a batch of temperature 1 it is {verdict}",
         "This is what the step would follow without the missing temperature.",

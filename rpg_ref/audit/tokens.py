@@ -59,12 +59,13 @@ class Unreadable(ValueError):
         self.by_place = by_place
 
 
-def read_tokens(step: Step, temperature: float) -> tuple[Remark, ...]:
+def read_tokens(step: Step, temperature: float, *, absolute: bool = False) -> tuple[Remark, ...]:
     """Say what a step does to the batch's tokens.
 
     Args:
         step: as for ``identify_model``.
         temperature: of the batch.
+        absolute: as of ``PrefixTreeLM``.
 
     Returns:
         Remarks; none for a step that scores each response token once, in its own context.
@@ -74,7 +75,7 @@ def read_tokens(step: Step, temperature: float) -> tuple[Remark, ...]:
 
     Source: the gradient of a log-softmax.
     """
-    model = PrefixTreeLM(prefix_tree(4, 3), _PROMPTS)
+    model = PrefixTreeLM(prefix_tree(4, 3), _PROMPTS, absolute=absolute)
     batch = _batch(model, temperature)
     A = batch.advantages
     plus, again, minus, twice, raised, zero = (
@@ -212,7 +213,8 @@ def _batch(model: PrefixTreeLM, temperature: float, seed: int = 1) -> ModelBatch
     blank = torch.zeros((len(prompts), max(map(len, _COMPLETIONS))), dtype=torch.float64)
     batch = model_batch(prompts, _COMPLETIONS, blank, blank, PAIRED, temperature)
     with torch.no_grad():
-        logits = model(batch.input_ids, batch.attention_mask).logits / temperature
+        positions = (batch.attention_mask.cumsum(1) - 1).clamp(min=0)
+        logits = model(batch.input_ids, batch.attention_mask, positions).logits / temperature
     ids, width = batch.completion_ids, batch.prompt_ids.shape[1]
     logp = logits[:, width - 1 : -1].log_softmax(-1).gather(-1, ids[..., None]).squeeze(-1)
     ref = logp + 0.3 * torch.randn(logp.shape, generator=rng, dtype=torch.float64)
