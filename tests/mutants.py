@@ -110,7 +110,7 @@ HAND = [
     ("audit/identify.py", "return any(self.coefficients.get(name", "return False and any(self.coefficients.get(name"),
     ("audit/identify.py", "size = c / on.scale", "size = c"),
     ("audit/identify.py", "target = torch.cat([on.vectors[part], off.vectors[part]])", "target = torch.cat([off.vectors[part], off.vectors[part]])"),
-    ("audit/identify.py", "remarks=(*report.remarks, *probed.remarks)", "remarks=report.remarks"),
+    ("audit/identify.py", "remarks = (*report.remarks, *probed.remarks)\n    return replace(report, remarks", "remarks = report.remarks\n    return replace(report, remarks"),
     ("audit/population.py", "if not torch.equal(first, second):", "if False:"),
     ("audit/population.py", "if not bool(first.isfinite()):", "if False:"),
     ("audit/population.py", "if not bool(gradient.isfinite().all()):", "if False:"),

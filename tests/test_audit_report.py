@@ -4,6 +4,7 @@ import copy
 import json
 import pickle
 import re
+import time
 from string import Formatter
 
 import pytest
@@ -203,3 +204,40 @@ def test_a_balanced_population_is_one(seed):
     batch = balanced(seed)
     assert torch.equal(torch.bincount(batch.rows), torch.bincount(population(seed).rows))
     assert torch.equal(batch.reward[batch.rows], torch.tensor([1.0, -1.0]).double().repeat(len(batch.rows) // 2))
+
+
+COUNTED = {
+    "clean": clean,
+    "unweighted": unweighted,
+    "mask ignored": mask_ignored,
+    "squashed advantages": lambda p, q, r, A, mask: clean(p, q, r, A.tanh(), mask),
+    "whitened": lambda p, q, r, A, mask: clean(p, q, r, (A - A.mean()) / (A.std() + 1e-6), mask),
+    "within groups": lambda p, q, r, A, mask: clean(p, q, r, (x := A.view(-1, 4)).sub(x.mean(1, True)).flatten(), mask),
+    "per token": lambda p, q, r, A, mask: mean(-(p - q).exp() * (A if A.ndim == 2 else A[:, None]), mask),
+    "no objective": lambda p, q, r, A, mask: clean(p, q, r, A, mask) + mean((p - r) ** 4, mask),
+}
+
+
+@pytest.mark.parametrize("loss", [*COUNTED.values(), RECIPES["grpo"], RECIPES["gspo"]], ids=[*COUNTED, "grpo", "gspo"])
+def test_a_report_takes_at_most_a_hundred_calls(loss):
+    """Those of the curve are counted apart, and all are counted."""
+    called = []
+
+    def counted(*batch):
+        called.append(1)
+        return loss(*batch)
+
+    report = identify(counted)
+    assert report.calls["standard"] <= 100 and sum(report.calls.values()) == len(called)
+    assert report.calls["share_wrong"] == len(report.share_wrong)
+
+
+@pytest.mark.full
+def test_an_audit_takes_half_a_second_of_a_core():
+    """The best of several runs, since the core is shared with other tests."""
+    took = []
+    for _ in range(5):
+        begin = time.process_time()
+        identify(RECIPES["grpo"])
+        took.append(time.process_time() - begin)
+    assert min(took) < 0.5

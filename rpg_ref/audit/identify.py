@@ -203,6 +203,7 @@ class Report:
         share_wrong: by the largest |log π_θ/π_old|, the share of the gradient that is not the on-policy objective's;
             empty where both regimes have one objective, or on-policy there is none. Clipping is left out of it as long
             as the reward part is right.
+        calls: how often the loss was called: for the "standard" report, and for the shares in ``share_wrong``.
 
     Source: ours.
     """
@@ -213,6 +214,7 @@ class Report:
     remarks: tuple[Remark, ...] = ()
     normaliser: Normaliser | None = None
     share_wrong: Mapping[float, float] = field(default_factory=dict)
+    calls: Mapping[str, int] = field(default_factory=dict)
 
     def _of(self, severity: str) -> tuple[Remark, ...]:
         return tuple(remark for remark in self.remarks if remark.severity == severity)
@@ -296,10 +298,16 @@ def identify(loss_fn: Loss, *, level: str = "token", seed: int = 0) -> Report:
         batch = balanced(seed)
     coarse = "" if probed.dtype is None else str(probed.dtype).removeprefix("torch.")
     black_box = partial(descent, loss, batch)
-    report = find(black_box, batch, level, coarse=coarse)
+    descend = descender(black_box, batch)
+    report = find(black_box, batch, level, coarse=coarse, descend=descend)
     if any(remark.kind in ("sign_weights", "own_transform") for remark in probed.remarks):
-        report = _with_weighed_rewards(report, find(black_box, batch, level, reward=_weighed(loss, batch)))
-    return replace(report, remarks=(*report.remarks, *probed.remarks), normaliser=probed.normaliser)
+        reward = _weighed(loss, batch)
+        weighed = find(black_box, batch, level, reward=reward, descend=descend)
+        report = _with_weighed_rewards(report, weighed)
+    extra = len(report.share_wrong)
+    calls = {"standard": loss.calls - extra, "share_wrong": extra}
+    remarks = (*report.remarks, *probed.remarks)
+    return replace(report, remarks=remarks, normaliser=probed.normaliser, calls=calls)
 
 
 def _weighed(loss: Loss, batch: Population) -> Float[Tensor, "N"]:
@@ -332,8 +340,34 @@ def _with_weighed_rewards(report: Report, weighed: Report) -> Report:
     return replace(report, on_policy=on, off_policy=off)
 
 
+def descender(black_box: BlackBox, batch: Population) -> Descend:
+    """Return a black box's gradient at a drift and a factor of the rewards, each computed once.
+
+    Args:
+        black_box: its gradient, from the policy's logits and the advantages.
+        batch: the population.
+
+    Returns:
+        Descend.
+
+    Source: ours.
+    """
+
+    @cache
+    def descend(drift: float, sign: float) -> Descent:
+        return black_box(batch.old + drift * batch.drift, sign * batch.reward)
+
+    return descend
+
+
 def find(
-    black_box: BlackBox, batch: Population, level: str, *, coarse: str = "", reward: Tensor | None = None
+    black_box: BlackBox,
+    batch: Population,
+    level: str,
+    *,
+    coarse: str = "",
+    reward: Tensor | None = None,
+    descend: Descend | None = None,
 ) -> Report:
     """Fit a black box's gradient in both regimes.
 
@@ -343,19 +377,15 @@ def find(
         level: of the terms.
         coarse: the half precision that the black box computes in; empty for single and double.
         reward: of each response in the objective, [N], if it is another one than the advantages that the loss is given.
+        descend: from ``descender``, where its gradients are shared with another fit.
 
     Returns:
         Report, without the remarks that need more than this gradient.
 
     Source: ours.
     """
-    given = batch
+    descend = descend or descender(black_box, batch)
     batch = batch if reward is None else replace(batch, reward=reward)
-
-    @cache
-    def descend(drift: float, sign: float) -> Descent:
-        return black_box(given.old + drift * given.drift, sign * given.reward)
-
     on = _find(descend, batch, 0.0, level)
     off = _find_near(descend, batch, level, on.scale)
     remarks = []

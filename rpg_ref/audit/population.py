@@ -101,7 +101,7 @@ _COPIES = (1, 8)
 _MASKS: tuple[Callable[[Tensor], Tensor], ...] = (Tensor.clone, Tensor.double, Tensor.long, Tensor.float)
 
 
-@dataclass(frozen=True)
+@dataclass
 class AsLoss:
     """loss(logp, logp_old, logp_ref, advantages [B], mask) ↦ a scalar tensor; it raises ValueError as ``scalar_of``.
 
@@ -111,6 +111,7 @@ class AsLoss:
         call: the black box, given its advantages and its mask in the form that it takes.
         per_token: whether it also takes advantages [B, T], which may then differ within a response.
         copies: how often a batch is repeated, for a loss that takes whole groups of many responses only.
+        calls: how often the black box was called.
 
     Source: ours.
     """
@@ -118,9 +119,11 @@ class AsLoss:
     call: Callable[..., Any]
     per_token: bool
     copies: int = 1
+    calls: int = 0
 
     def __call__(self, *batch: Tensor) -> Float[Tensor, ""]:
         """Return the loss of a batch; a token's gradient is then summed over the copies of its response."""
+        self.calls += 1
         return scalar_of(self.call(*(x.repeat(self.copies, *[1] * (x.ndim - 1)) for x in batch)), "loss")
 
 
@@ -168,7 +171,8 @@ def as_loss(loss_fn: Loss) -> AsLoss:
             raise ValueError(f"the loss is {_number(first)} with a gradient of zero; compute it from logp, undetached")
         if not bool(gradient.isfinite().all()):
             raise ValueError("the loss's gradient is NaN or infinite for ordinary log-probabilities; mend that first")
-        return AsLoss(call, _takes_per_token(call, (p, q, r, A, mask)), copies)
+        per_token = _takes_per_token(call, (p, q, r, A, mask))
+        return AsLoss(call, per_token, copies, calls=len(errors) + 4)
     raise ValueError(
         f"the loss raised {sentence_of(errors[0])}; it must take (logp, logp_old, logp_ref, advantages, mask), tensors "
         "[B, T] and advantages [B] or [B, T]"
