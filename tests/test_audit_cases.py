@@ -557,3 +557,61 @@ def test_a_filter_by_place_is_a_fault():
 
     report = identify_model(step_with(kept=every_other))
     assert any("response tokens get no gradient" in fault for fault in report.faults)
+
+
+# A sampler that is not π_old, as a sixth tensor.
+def corrected_by(log_c):
+    def loss(p, q, r, A, mask, logp_sampler):
+        c = log_c(p, q, logp_sampler, mask).detach().exp().clamp(max=2.0)
+        return -mean((p - q).exp() * c * A[:, None], mask)
+
+    return loss
+
+
+def of_the_response(x, mask):
+    return torch.where(mask, x, 0.0).sum(1, keepdim=True)
+
+
+SAMPLERS = {
+    "ignored": (corrected_by(lambda p, q, s, mask: 0 * q), "sampler_ignored", "warning"),
+    "inverted": (corrected_by(lambda p, q, s, mask: s - q), "sampler_inverted", "error"),
+    "at another temperature": (corrected_by(lambda p, q, s, mask: q - s / 0.7), "sampler_temperature", "error"),
+    "π_old at another temperature": (corrected_by(lambda p, q, s, mask: 0.7 * q - s), "old_temperature", "error"),
+    "one token late": (corrected_by(lambda p, q, s, mask: q - s.roll(1, 1)), "sampler_misaligned", "error"),
+    "one token early": (corrected_by(lambda p, q, s, mask: q - s.roll(-1, 1)), "sampler_misaligned", "error"),
+    "of another row": (corrected_by(lambda p, q, s, mask: q - s.roll(1, 0)), "sampler_unread", "note"),
+    "by token": (corrected_by(lambda p, q, s, mask: q - s), "sampler_corrected", "note"),
+    "by response": (corrected_by(lambda p, q, s, mask: of_the_response(q - s, mask)), "sampler_corrected", "note"),
+    "by geometric mean": (
+        corrected_by(lambda p, q, s, mask: of_the_response(q - s, mask) / mask.sum(1, keepdim=True)),
+        "sampler_corrected",
+        "note",
+    ),
+}
+
+
+@pytest.mark.parametrize("name", SAMPLERS)
+def test_what_a_loss_does_with_its_sampler_is_read(name):
+    loss, kind, severity = SAMPLERS[name]
+    found = {
+        remark.kind: remark.severity
+        for remark in identify(loss).all_remarks
+        if "sampler" in remark.kind or "old_t" in remark.kind
+    }
+    assert found == {kind: severity}
+
+
+def test_a_sampler_s_temperature_is_named():
+    report = identify(SAMPLERS["at another temperature"][0])
+    assert any("at the temperature 0.7 of their own" in fault for fault in report.faults)
+
+
+def test_a_sampler_may_be_an_argument_with_a_default():
+    def loss(p, q, r, A, mask, beta=BETA, logp_sampler=None):
+        assert logp_sampler is not None
+        return -mean((p - logp_sampler).exp() * A[:, None] - beta * (p - logp_sampler).exp() * k3(r - p), mask)
+
+    report = identify(loss)
+    assert report.faults == () and any(note.kind == "sampler_corrected" for note in report.notes)
+    assert_gradient(report, reward=1.0, reverse_kl=BETA)
+    assert not any("sampler" in remark.kind for remark in identify(right).all_remarks)

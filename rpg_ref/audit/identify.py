@@ -275,7 +275,8 @@ def identify(loss_fn: Loss, *, level: str = "token", seed: int = 0) -> Report:
     Args:
         loss_fn: loss_fn(logp, logp_old, logp_ref, advantages, mask), log-probs and mask [B, T], advantages [B], or
             [B, T] where it does not take [B]; a Recipe is one, called with a constant denominator if it needs one. It
-            returns a scalar to minimise, or a LossOutput.
+            returns a scalar to minimise, or a LossOutput. A loss that corrects for its sampler takes the sampler's
+            log-probabilities too, [B, T], as ``logp_sampler`` or as a sixth argument.
         level: of the terms it is compared with, "token" or "sequence".
         seed: of the policies.
 

@@ -56,12 +56,13 @@ class Subject:
     dtype: torch.dtype | None = None
     pulls: dict[tuple[object, ...], Tensor] = field(default_factory=dict)
 
-    def pull(self, rows: Rows) -> Float[Tensor, "B T"]:
+    def pull(self, rows: Rows, sampler: Tensor | None = None) -> Float[Tensor, "B T"]:
         """Return −∂loss/∂log π_θ: how hard each token is pulled up."""
-        key = tuple((x.shape, x.numpy().tobytes()) for x in rows)
+        last = () if sampler is None else (sampler,)
+        key = tuple((x.shape, x.numpy().tobytes()) for x in (*rows, *last))
         if key not in self.pulls:
             leaf = rows.p.clone().requires_grad_()
-            value = self.loss(leaf, *rows[1:])
+            value = self.loss(leaf, *rows[1:], *last)
             (gradient,) = torch.autograd.grad(value, leaf, allow_unused=True, materialize_grads=True)
             self.pulls[key] = -gradient
         return self.pulls[key]
@@ -696,6 +697,74 @@ def _far_masks(subject: Subject) -> Iterator[Remark]:
             return
 
 
+_SCALE = 0.03
+
+
+def _sampler(subject: Subject) -> Iterator[Remark]:
+    """How each token's weight follows the sampler's log-probability and log π_old, where these differ a little."""
+    if not subject.loss.takes_sampler:
+        return
+    rng = torch.Generator().manual_seed(2)
+    rows = _rows(even=True)
+    # Nearer than any bound of the ratio; the sampler's own differences are independent of those of the policy.
+    p = -1.0 + _SCALE * torch.randn(rows.p.shape, generator=rng, dtype=torch.float64)
+    s = -1.0 + _SCALE * torch.randn(rows.p.shape, generator=rng, dtype=torch.float64)
+    rows = rows._replace(p=p, q=p, r=p, A=PAIRED)
+    reward = subject.pull(rows, s) - subject.pull(_no_advantages(rows), s)
+    ratio = reward / PAIRED[:, None]
+    if not bool((ratio * ratio[0, 0] > 0).all()):
+        yield Remark("sampler_unread")
+        return
+    log_w = ratio.abs().log()
+    if float((log_w - log_w.mean()).abs().max()) <= 10 * subject.same:
+        yield Remark("sampler_ignored")
+        return
+    yield _correction(log_w, p, s)
+
+
+def _correction(log_w: Tensor, p: Tensor, s: Tensor) -> Remark:
+    """Read the correction off: log w over the two log-probabilities of a token, of a response, or of a neighbour."""
+    length = p.shape[1]
+    for how, of_p, of_s in (
+        ("token by token", p, s),
+        ("for each response", p.sum(1, keepdim=True), s.sum(1, keepdim=True)),
+        ("for each response, by the geometric mean", p.mean(1, keepdim=True), s.mean(1, keepdim=True)),
+    ):
+        slopes = _slopes(log_w, of_p.expand(p.shape), of_s.expand(p.shape))
+        if slopes is None:
+            continue
+        of_old, of_sampler = slopes
+        if max(abs(of_old - 1), abs(of_sampler + 1)) < _READ:
+            return Remark("sampler_corrected", how=how)
+        if max(abs(of_old + 1), abs(of_sampler - 1)) < _READ:
+            return Remark("sampler_inverted")
+        if how != "token by token":
+            continue
+        if abs(of_old - 1) < _READ and of_sampler < -_READ:
+            return Remark("sampler_temperature", factor=-of_sampler, temperature=-1 / of_sampler)
+        if abs(of_sampler + 1) < _READ and of_old > _READ:
+            return Remark("old_temperature", factor=of_old)
+    for shift, when in ((1, "late"), (-1, "early")):
+        inner = slice(1, length - 1)
+        if _slopes(log_w[:, inner], p[:, inner], s.roll(shift, 1)[:, inner]) is not None:
+            return Remark("sampler_misaligned", when=when)
+    return Remark("sampler_unread")
+
+
+_READ = 1e-3
+
+
+def _slopes(log_w: Tensor, of_p: Tensor, of_s: Tensor) -> tuple[float, float] | None:
+    """The slopes of log w over both, if it is linear in them and does depend on the second."""
+    x = torch.stack([of_p.flatten(), of_s.flatten(), torch.ones(of_p.numel(), dtype=of_p.dtype)], 1)
+    y = log_w.flatten()[:, None]
+    solution = torch.linalg.lstsq(x, y, driver="gelsd").solution
+    if float((y - x @ solution).abs().max()) > _READ * float((y - y.mean()).abs().max()):
+        return None
+    first, second = solution[:2, 0].tolist()
+    return (first, second) if abs(second) > _READ else None
+
+
 def _far(subject: Subject) -> Iterator[Remark]:
     """Where the gradient stops being finite."""
     steps = [(sign, nats) for sign in (1, -1) for nats in _FAR_NATS]
@@ -760,8 +829,9 @@ _PROBES: dict[_Probe, str] = {
     _advantages: "zero, doubled or raised advantages",
     _behind: "advantages [B, T], with 0 or NaN behind the mask",
     _far_masks: "advantages [B, T] in responses far from π_old",
+    _sampler: "a sampler that is not π_old",
     _far: "tokens far from π_old or π_ref",
     _dead: "tokens far from π_ref",
 }
-_EXACT = (_far, _dead, _detached, _terms)
+_EXACT = (_far, _dead, _detached, _terms, _sampler)
 """Probes that half precision would answer by its own rounding or its own overflow."""
