@@ -184,6 +184,18 @@ PAIRS = {
     "bfloat16": (cast(torch.bfloat16), right, "computed in bfloat16"),
     "bfloat16 log-probabilities": (rounded(torch.bfloat16), right, "computed in bfloat16"),
     "float16": (cast(torch.float16), cast(torch.float32), "computed in float16"),
+    "counted from the last column": (
+        lambda p, q, r, A, mask: -mean(gain(p, q, A) * 0.9 ** (p.shape[1] - torch.arange(p.shape[1])), mask),
+        right,
+        "two more columns of padding change the gradient",
+    ),
+    "a penalty over all columns": (
+        lambda p, q, r, A, mask: (
+            -mean((p - q).exp() * A[:, None], mask) + BETA * torch.where(mask, (p - q).exp() * k3(r - p), 0.0).mean()
+        ),
+        right,
+        "padding is counted in the denominator",
+    ),
     "row loop without a mean": (
         loop(lambda mask, row: mask[row].sum() ** 2),
         loop(lambda mask, row: mask.sum()),
@@ -459,6 +471,17 @@ def test_another_response_s_advantage_of_the_same_sign_is_a_fault():
 def test_a_ratio_to_the_reference_is_named():
     report = identify(lambda p, q, r, A, mask: -mean((p - r).exp() * A[:, None], mask))
     assert any("π/ref for π/π_old" in remark for remark in report.suspects)
+
+
+def test_a_pull_that_fades_is_no_clamp():
+    """In single precision the pull of ref/π − 1 is rounded to nothing far above the reference, and was small before."""
+
+    def loss(p, q, r, A, mask):
+        p, q, r = (x.float() for x in (p, q, r))
+        fades = 0.5 * torch.where(r - p < -15.0, 0.0, (r - p).exp())
+        return mean(BETA * fades - (p - q).exp() * A.float()[:, None], mask)
+
+    assert not any(remark.kind == "dead" for remark in identify(loss).all_remarks)
 
 
 def test_a_weight_that_forgets_the_sign_is_no_weight_by_sign():

@@ -188,7 +188,7 @@ def as_loss(loss_fn: Loss) -> AsLoss:
 
 
 def _sampler_argument(loss_fn: Loss) -> str:
-    """How a loss takes the sampler's log-probabilities: "named" logp_sampler, "last" of six arguments, or "" for none."""
+    """Whether a loss takes logp_sampler: "named", as the "last" of six arguments, or "" for not at all."""
     try:
         parameters = inspect.signature(loss_fn).parameters
     except (TypeError, ValueError):

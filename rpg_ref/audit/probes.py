@@ -48,12 +48,14 @@ class Subject:
         loss: from ``as_loss``.
         same: the largest relative difference of two gradients that rounding explains.
         dtype: of half precision inside the loss, or None.
+        of_a_step: whether the loss is a whole step under a scripted model.
         pulls: every gradient that was asked for, so that none is asked for twice.
     """
 
     loss: AsLoss
     same: float = _SAME
     dtype: torch.dtype | None = None
+    of_a_step: bool = False
     pulls: dict[tuple[object, ...], Tensor] = field(default_factory=dict)
 
     def pull(self, rows: Rows, sampler: Tensor | None = None) -> Float[Tensor, "B T"]:
@@ -99,12 +101,12 @@ class Probed(NamedTuple):
     normaliser: Normaliser | None = None
 
 
-def probe(loss: AsLoss, *, contiguous: bool = False) -> Probed:
+def probe(loss: AsLoss, *, of_a_step: bool = False) -> Probed:
     """Say what is wrong with a loss beside its objective.
 
     Args:
         loss: from ``as_loss``.
-        contiguous: whether responses always begin in the first column, as those of a step do.
+        of_a_step: whether it is a whole step, whose responses always begin in the first column.
 
     Returns:
         Probed.
@@ -112,8 +114,8 @@ def probe(loss: AsLoss, *, contiguous: bool = False) -> Probed:
     Source: ours.
     """
     dtype = _half(Subject(loss))
-    subject = Subject(loss, same=_HALVES.get(dtype, _SAME) if dtype else _SAME, dtype=dtype)
-    left_out = (*(_EXACT if dtype else ()), *((_left,) if contiguous else ()))
+    subject = Subject(loss, same=_HALVES.get(dtype, _SAME) if dtype else _SAME, dtype=dtype, of_a_step=of_a_step)
+    left_out = (*(_EXACT if dtype else ()), *((_left,) if of_a_step else ()))
     looks = [look for look in _PROBES if look not in left_out]
     remarks = [remark for look in looks for remark in _said(look, subject)]
     if dtype is not None:
@@ -285,14 +287,34 @@ def _padding(subject: Subject) -> Iterator[Remark]:
     pull = subject.pull(rows)
     if bool((pull * ~rows.mask).any()):
         return
-    wider = Rows._make(torch.nn.functional.pad(x, (0, 2)) if x.ndim == 2 else x for x in rows)
-    ratio = float(subject.pull(wider)[:, :-2].norm() / pull.norm())
-    if abs(ratio - 1) > subject.same:
-        yield Remark("padding_denominator", ratio=ratio)
+    if remark := _more_padding(subject, rows):
+        yield remark
     for name, fill in (("−inf", -math.inf), ("NaN", math.nan)):
         if not bool(subject.pull(_filled(rows, fill)).isfinite().all()):
             yield Remark("nan_behind", name=name)
             return
+
+
+# Single precision moves a whole gradient by less, and a padding that is counted moves it by more.
+_COUNTED = 1e-3
+
+
+def _more_padding(subject: Subject, rows: Rows) -> Remark | None:
+    """What two more columns of padding change, if anything."""
+    wider = Rows._make(torch.nn.functional.pad(x, (0, 2)) if x.ndim == 2 else x for x in rows)
+    pull, other = subject.pull(rows), subject.pull(wider)[:, :-2]
+    if not float((other - pull).norm()) > max(subject.same, _COUNTED) * float(pull.norm()):
+        return None
+    columns = rows.mask.shape[1]
+    counted = columns / (columns + 2)
+    parts = zip(_parts(subject, rows), (x[:, :-2] for x in _parts(subject, wider)), strict=True)
+    # Either part may be divided by all columns; anything else is no denominator's doing.
+    for before, after in parts:
+        apart = min(float((after - factor * before).norm()) for factor in (1.0, counted, counted**2))
+        if apart > max(subject.same, _COUNTED) * float(before.norm()):
+            # The batch of a step is padded by its trainer, never beyond the longest response.
+            return None if subject.of_a_step else Remark("padding_changes")
+    return Remark("padding_denominator", ratio=float(other.norm() / pull.norm()))
 
 
 def weighing(
@@ -810,7 +832,9 @@ def _dead(subject: Subject) -> Iterator[Remark]:
     pulls, rewards = (subject.pull(Rows(p, p, r, A, mask))[:, 0].abs() for A in (0 * both, 0 * both + 1))
     for half, word, beyond in ((slice(0, 400), "", "above"), (slice(400, 800), "−", "below")):
         pull, reward = pulls[half], rewards[half]
-        if bool(pull[-1] == 0) and bool(pull.max() > _ROUNDING * reward.max()):
+        # A clamp stops a pull that is large; a pull that has faded to nothing was rounded away.
+        stopped = bool(pull[-1] == 0) and bool(pull[pull > 0][-1:] > 1e-6 * pull.max())
+        if stopped and bool(pull.max() > _ROUNDING * reward.max()):
             yield Remark("dead", beyond=beyond, word=word, nats=float(nats[pull > 0][-1]))
 
 
