@@ -1,6 +1,6 @@
 """Ground truth for any loss: exact objectives by enumeration, and the objective that a loss is found to optimise."""
 
-from rpg_ref.audit.assertion import assert_gradient
+from rpg_ref.audit.assertion import assert_gradient, same_gradient
 from rpg_ref.audit.identify import Finding, Report, identify
 from rpg_ref.audit.model import identify_model
 from rpg_ref.audit.prefix_lm import ModelBatch, PrefixTreeLM
@@ -22,4 +22,5 @@ __all__ = [
     "assert_gradient",
     "identify",
     "identify_model",
+    "same_gradient",
 ]

@@ -14,7 +14,8 @@ from rpg_ref.audit.forms import PENALTIES, REWARDS
 from rpg_ref.audit.oracle import Policies, gradient, token_logp
 from rpg_ref.audit.population import Loss, Population, as_loss, balanced, population, scalar_of
 from rpg_ref.audit.probes import Normaliser, probe
-from rpg_ref.audit.remarks import SEVERITIES, Remark
+from rpg_ref.audit.remarks import QUIET, SEVERITIES, Remark
+from rpg_ref.checks import Table
 from rpg_ref.objective import TERMS, Objective
 from rpg_ref.recipe import Recipe
 
@@ -265,7 +266,7 @@ class Report:
     def __str__(self) -> str:
         """Return both verdicts and, line by line, what else was found."""
         verdicts = f"on-policy: {self.on_policy.verdict}; off-policy: {self.off_policy.verdict}"
-        notes = (note for note in self.notes if note.kind != "unchecked")
+        notes = (note for note in self.notes if note.kind not in QUIET)
         return "\n".join([verdicts, *(f"- {line}" for line in (*self.faults, *self.suspects, *self.hazards, *notes))])
 
 
@@ -448,7 +449,7 @@ def _find_near(descend: Descend, batch: Population, level: str, scale: float) ->
 
 def _largest_linear(descend: Descend) -> float:
     """The largest of the drifts, each half of the one before, at which no sample is clipped, by bisection."""
-    drifts = [_LARGEST_DRIFT / 2**halvings for halvings in range(_HALVINGS)]
+    drifts = [_LARGEST_DRIFT / 2.0**halvings for halvings in range(_HALVINGS)]
     if _is_linear(descend, drifts[0]):
         return drifts[0]
     if not _is_linear(descend, drifts[-1]):
@@ -590,18 +591,50 @@ def _same_part(a: Objective | None, b: Objective | None) -> bool:
 
 def _forms(report: Report) -> Iterator[tuple[str, Remark]]:
     """Name the known form that has a part's gradient, with one factor for both regimes."""
-    on, off, batch = report.on_policy, report.off_policy, report.population
+    on, off = report.on_policy, report.off_policy
     for part, rows in (("reward", REWARDS), ("penalty", PENALTIES)):
         right = part == "reward" and None not in (on.parts.get(part), off.parts.get(part))
         if right or not off.vectors[part].any():
             continue
-        target = torch.cat([on.vectors[part], off.vectors[part]])
         for form, loss_fn in rows.items():
-            logits = (batch.old + at.drift * batch.drift for at in (on, off))
-            shape = torch.cat([exact_gradient(loss_fn, batch, x, batch.reward) for x in logits])
-            c = float(shape @ target / shape.square().sum())
-            if (target - c * shape).norm() < off.no_fit / 10 * target.norm():
-                size = c / on.scale
+            size = _factor(report, part, loss_fn)
+            if size is not None:
                 amount = f"{size:.3g}" if size > 0 else f"a bonus of {-size:.3g}"
                 yield part, Remark(f"{part}_form", form=form, amount=amount)
                 break
+
+
+def _factor(report: Report, part: str, loss_fn: Loss) -> float | None:
+    """The factor of a form that gives a part's gradient in both regimes, in units of the reward's, or None."""
+    on, off, batch = report.on_policy, report.off_policy, report.population
+    target = torch.cat([on.vectors[part], off.vectors[part]])
+    logits = (batch.old + at.drift * batch.drift for at in (on, off))
+    shape = torch.cat([exact_gradient(loss_fn, batch, x, batch.reward) for x in logits])
+    c = float(shape @ target / shape.square().sum())
+    if not (target - c * shape).norm() < off.no_fit / 10 * target.norm():
+        return None
+    return c / on.scale
+
+
+def has_form(report: Report, form: str) -> bool:
+    """Return whether a part of a loss has the gradient of a known form, in both regimes.
+
+    Args:
+        report: of the loss.
+        form: a name in REWARDS or PENALTIES, such as "A times the response's ratio" or "unweighted k3".
+
+    Returns:
+        True if it has.
+
+    Raises:
+        ValueError: the form is unknown.
+
+    Source: ours.
+    """
+    known: Table[tuple[str, Loss]] = Table(
+        "form", {name: (part, row) for part, rows in _PARTS.items() for name, row in rows.items()}
+    )
+    return _factor(report, *known[form]) is not None
+
+
+_PARTS = {"reward": REWARDS, "penalty": PENALTIES}

@@ -833,7 +833,7 @@ def _dead(subject: Subject) -> Iterator[Remark]:
     for half, word, beyond in ((slice(0, 400), "", "above"), (slice(400, 800), "−", "below")):
         pull, reward = pulls[half], rewards[half]
         # A clamp stops a pull that is large; a pull that has faded to nothing was rounded away.
-        stopped = bool(pull[-1] == 0) and bool(pull[pull > 0][-1:] > 1e-6 * pull.max())
+        stopped = bool(pull[-1] == 0) and bool((pull[pull > 0][-1:] > 1e-6 * pull.max()).any())
         if stopped and bool(pull.max() > _ROUNDING * reward.max()):
             yield Remark("dead", beyond=beyond, word=word, nats=float(nats[pull > 0][-1]))
 

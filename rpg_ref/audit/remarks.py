@@ -9,6 +9,8 @@ from typing import NamedTuple
 from rpg_ref.checks import Table
 
 SEVERITIES = ("error", "warning", "note")
+QUIET = ("unchecked", "sampler_corrected")
+"""Notes that a short report leaves out."""
 
 
 class Advice(NamedTuple):
