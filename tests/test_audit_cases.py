@@ -184,6 +184,18 @@ PAIRS = {
     "bfloat16": (cast(torch.bfloat16), right, "computed in bfloat16"),
     "bfloat16 log-probabilities": (rounded(torch.bfloat16), right, "computed in bfloat16"),
     "float16": (cast(torch.float16), cast(torch.float32), "computed in float16"),
+    "counted from the last column": (
+        lambda p, q, r, A, mask: -mean(gain(p, q, A) * 0.9 ** (p.shape[1] - torch.arange(p.shape[1])), mask),
+        right,
+        "two more columns of padding change the gradient",
+    ),
+    "a penalty over all columns": (
+        lambda p, q, r, A, mask: (
+            -mean((p - q).exp() * A[:, None], mask) + BETA * torch.where(mask, (p - q).exp() * k3(r - p), 0.0).mean()
+        ),
+        right,
+        "padding is counted in the denominator",
+    ),
     "row loop without a mean": (
         loop(lambda mask, row: mask[row].sum() ** 2),
         loop(lambda mask, row: mask.sum()),
@@ -461,6 +473,17 @@ def test_a_ratio_to_the_reference_is_named():
     assert any("π/ref for π/π_old" in remark for remark in report.suspects)
 
 
+def test_a_pull_that_fades_is_no_clamp():
+    """In single precision the pull of ref/π − 1 is rounded to nothing far above the reference, and was small before."""
+
+    def loss(p, q, r, A, mask):
+        p, q, r = (x.float() for x in (p, q, r))
+        fades = 0.5 * torch.where(r - p < -15.0, 0.0, (r - p).exp())
+        return mean(BETA * fades - (p - q).exp() * A.float()[:, None], mask)
+
+    assert not any(remark.kind == "dead" for remark in identify(loss).all_remarks)
+
+
 def test_a_weight_that_forgets_the_sign_is_no_weight_by_sign():
     report = identify(lambda p, q, r, A, mask: -mean((p - q).exp() * A.abs()[:, None], mask))
     assert any("do not move in proportion" in fault for fault in report.faults)
@@ -557,3 +580,61 @@ def test_a_filter_by_place_is_a_fault():
 
     report = identify_model(step_with(kept=every_other))
     assert any("response tokens get no gradient" in fault for fault in report.faults)
+
+
+# A sampler that is not π_old, as a sixth tensor.
+def corrected_by(log_c):
+    def loss(p, q, r, A, mask, logp_sampler):
+        c = log_c(p, q, logp_sampler, mask).detach().exp().clamp(max=2.0)
+        return -mean((p - q).exp() * c * A[:, None], mask)
+
+    return loss
+
+
+def of_the_response(x, mask):
+    return torch.where(mask, x, 0.0).sum(1, keepdim=True)
+
+
+SAMPLERS = {
+    "ignored": (corrected_by(lambda p, q, s, mask: 0 * q), "sampler_ignored", "warning"),
+    "inverted": (corrected_by(lambda p, q, s, mask: s - q), "sampler_inverted", "error"),
+    "at another temperature": (corrected_by(lambda p, q, s, mask: q - s / 0.7), "sampler_temperature", "error"),
+    "π_old at another temperature": (corrected_by(lambda p, q, s, mask: 0.7 * q - s), "old_temperature", "error"),
+    "one token late": (corrected_by(lambda p, q, s, mask: q - s.roll(1, 1)), "sampler_misaligned", "error"),
+    "one token early": (corrected_by(lambda p, q, s, mask: q - s.roll(-1, 1)), "sampler_misaligned", "error"),
+    "of another row": (corrected_by(lambda p, q, s, mask: q - s.roll(1, 0)), "sampler_unread", "note"),
+    "by token": (corrected_by(lambda p, q, s, mask: q - s), "sampler_corrected", "note"),
+    "by response": (corrected_by(lambda p, q, s, mask: of_the_response(q - s, mask)), "sampler_corrected", "note"),
+    "by geometric mean": (
+        corrected_by(lambda p, q, s, mask: of_the_response(q - s, mask) / mask.sum(1, keepdim=True)),
+        "sampler_corrected",
+        "note",
+    ),
+}
+
+
+@pytest.mark.parametrize("name", SAMPLERS)
+def test_what_a_loss_does_with_its_sampler_is_read(name):
+    loss, kind, severity = SAMPLERS[name]
+    found = {
+        remark.kind: remark.severity
+        for remark in identify(loss).all_remarks
+        if "sampler" in remark.kind or "old_t" in remark.kind
+    }
+    assert found == {kind: severity}
+
+
+def test_a_sampler_s_temperature_is_named():
+    report = identify(SAMPLERS["at another temperature"][0])
+    assert any("at the temperature 0.7 of their own" in fault for fault in report.faults)
+
+
+def test_a_sampler_may_be_an_argument_with_a_default():
+    def loss(p, q, r, A, mask, beta=BETA, logp_sampler=None):
+        assert logp_sampler is not None
+        return -mean((p - logp_sampler).exp() * A[:, None] - beta * (p - logp_sampler).exp() * k3(r - p), mask)
+
+    report = identify(loss)
+    assert report.faults == () and any(note.kind == "sampler_corrected" for note in report.notes)
+    assert_gradient(report, reward=1.0, reverse_kl=BETA)
+    assert not any("sampler" in remark.kind for remark in identify(right).all_remarks)

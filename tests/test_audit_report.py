@@ -4,13 +4,14 @@ import copy
 import json
 import pickle
 import re
+import time
 from string import Formatter
 
 import pytest
 import torch
 
 from rpg_ref import RECIPES, k3
-from rpg_ref.audit import Remark, as_markdown, as_record, as_text, identify
+from rpg_ref.audit import Remark, as_markdown, as_record, as_text, assert_gradient, identify, same_gradient
 from rpg_ref.audit.identify import DISTANCES
 from rpg_ref.audit.oracle import Policies, gradient
 from rpg_ref.audit.population import balanced, population
@@ -203,3 +204,108 @@ def test_a_balanced_population_is_one(seed):
     batch = balanced(seed)
     assert torch.equal(torch.bincount(batch.rows), torch.bincount(population(seed).rows))
     assert torch.equal(batch.reward[batch.rows], torch.tensor([1.0, -1.0]).double().repeat(len(batch.rows) // 2))
+
+
+COUNTED = {
+    "clean": clean,
+    "unweighted": unweighted,
+    "mask ignored": mask_ignored,
+    "squashed advantages": lambda p, q, r, A, mask: clean(p, q, r, A.tanh(), mask),
+    "whitened": lambda p, q, r, A, mask: clean(p, q, r, (A - A.mean()) / (A.std() + 1e-6), mask),
+    "within groups": lambda p, q, r, A, mask: clean(p, q, r, (x := A.view(-1, 4)).sub(x.mean(1, True)).flatten(), mask),
+    "per token": lambda p, q, r, A, mask: mean(-(p - q).exp() * (A if A.ndim == 2 else A[:, None]), mask),
+    "no objective": lambda p, q, r, A, mask: clean(p, q, r, A, mask) + mean((p - r) ** 4, mask),
+}
+
+
+@pytest.mark.parametrize("loss", [*COUNTED.values(), RECIPES["grpo"], RECIPES["gspo"]], ids=[*COUNTED, "grpo", "gspo"])
+def test_a_report_takes_at_most_a_hundred_calls(loss):
+    """Those of the curve are counted apart, and all are counted."""
+    called = []
+
+    def counted(*batch):
+        called.append(1)
+        return loss(*batch)
+
+    report = identify(counted)
+    assert report.calls["standard"] <= 100 and sum(report.calls.values()) == len(called)
+    assert report.calls["share_wrong"] == len(report.share_wrong)
+
+
+@pytest.mark.full
+def test_an_audit_takes_half_a_second_of_a_core():
+    """The best of several runs, since the core is shared with other tests."""
+    took = []
+    for _ in range(5):
+        begin = time.process_time()
+        identify(RECIPES["grpo"])
+        took.append(time.process_time() - begin)
+    assert min(took) < 0.5
+
+
+def divided(by):
+    def loss(p, q, r, A, mask):
+        return -torch.where(mask, (p - q).exp() * A[:, None], 0.0).sum() / by(mask)
+
+    return loss
+
+
+@pytest.mark.parametrize(
+    "by, normaliser",
+    [(lambda mask: mask.sum(), "tokens"), (lambda mask: len(mask), "sequences"), (lambda mask: 16.0, 16.0)],
+    ids=["tokens", "sequences", "a number"],
+)
+def test_an_assertion_holds_the_size(by, normaliser):
+    assert_gradient(divided(by), reward=1.0, normaliser=normaliser)
+    assert not any(remark.kind == "refused" for remark in identify(divided(by)).notes)
+    for other in {"tokens", "sequences", 16.0} - {normaliser}:
+        with pytest.raises(AssertionError, match="another size or form, .*\n- the loss divides by"):
+            assert_gradient(divided(by), reward=1.0, normaliser=other)
+    with pytest.raises(AssertionError, match="divides by"):
+        assert_gradient(divided(lambda mask: 4 * by(mask)), reward=1.0, normaliser=normaliser)
+
+
+def test_an_assertion_says_where_the_size_cannot_be_told():
+    with pytest.raises(AssertionError, match="it cannot be told what the loss divides by"):
+        assert_gradient(lambda p, q, r, A, mask: clean(p, q, r, A - A.mean(), mask), reward=1.0, normaliser="tokens")
+    with pytest.raises(ValueError, match="unknown normaliser 'words'"):
+        assert_gradient(clean, reward=1.0, normaliser="words")
+    with pytest.raises(ValueError, match="normaliser must be a number"):
+        assert_gradient(clean, reward=1.0, normaliser=-1.0)
+
+
+def by_level(level):
+    """An option whose third value is never looked at."""
+
+    def loss(p, q, r, A, mask):
+        log_w = torch.where(mask, p - q, 0.0)
+        if level == "sequence":
+            log_w = log_w.sum(1, keepdim=True)
+            return -(log_w.exp() * A[:, None]).sum() / len(p)
+        return -(log_w.exp() * A[:, None] * mask).sum() / len(p)
+
+    return loss
+
+
+def test_an_option_that_is_ignored_is_told():
+    losses = {level: by_level(level) for level in ("token", "sequence", "sequence_token")}
+    assert same_gradient(losses) == ("token and sequence_token have the same gradient",)
+    assert_gradient(losses["sequence"], form="A times the response's ratio")
+    assert_gradient(losses["token"], form="A times the ratio", reward=1.0)
+    with pytest.raises(AssertionError, match="no part has the gradient of A times the response's ratio"):
+        assert_gradient(losses["sequence_token"], form="A times the response's ratio")
+    with pytest.raises(ValueError, match="unknown form 'A'"):
+        assert_gradient(clean, form="A")
+    with pytest.raises(ValueError, match="1 losses cannot be compared"):
+        same_gradient({"one": clean})
+
+
+def test_losses_that_differ_behind_a_hole_or_far_away_alone_are_told_apart():
+    def clamped(p, q, r, A, mask):
+        return clean(p, torch.where(mask, p - (p - q).clamp(-0.4, 0.4), q), r, A, mask)
+
+    def first_token_counts(p, q, r, A, mask):
+        return clean(p, q, r, A, torch.where(mask[:, :1], mask, False) | (mask & mask[:, 1:2]))
+
+    assert same_gradient({"a": clean, "b": clamped}) == ()
+    assert same_gradient({"a": clean, "b": first_token_counts}) == ("a and b have the same gradient",)

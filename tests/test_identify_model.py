@@ -493,6 +493,28 @@ def test_what_was_not_checked_is_said():
     assert not any(note.kind == "unchecked" and "probes of a loss" in note for note in identify_model(right).notes)
 
 
+def test_a_hole_that_the_model_does_not_see_is_not_checked():
+    """A step may make its attention mask from the completion's, since its trainer keeps tool tokens elsewhere."""
+
+    def step(model, batch):
+        seen = torch.cat([batch.prompt_mask, batch.completion_mask], 1)
+        return loss_of(of_completions(model, batch, attention_mask=seen), batch)
+
+    report = identify_model(step)
+    assert report.faults == () and {hazard.kind for hazard in report.hazards} == {"split", "nan_behind"}
+    assert any("other contexts than the batch's: a mask with holes" in note for note in report.notes)
+
+
+def test_the_batch_holds_zero_behind_the_mask():
+    """A sum over all of ``logp_old`` is right: the batch holds 0 on padding."""
+
+    def step(model, batch):
+        logp = of_completions(model, batch) * batch.completion_mask
+        return -((logp.sum(1) - batch.logp_old.sum(1)).exp() * batch.advantages).mean()
+
+    assert identify_model(step, level="sequence").faults == ()
+
+
 def test_absolute_positions():
     """A model with learnt positions needs position_ids; without them it sees each prompt's padding."""
     assert identify_model(right_with_positions, absolute_positions=True).faults == ()

@@ -1,6 +1,6 @@
 """Ground truth for any loss: exact objectives by enumeration, and the objective that a loss is found to optimise."""
 
-from rpg_ref.audit.assertion import assert_gradient
+from rpg_ref.audit.assertion import assert_gradient, same_gradient
 from rpg_ref.audit.curves import Curve, Rule, WeightCurves, draw_curves, weight_curves
 from rpg_ref.audit.identify import Finding, Report, identify
 from rpg_ref.audit.model import identify_model
@@ -27,5 +27,6 @@ __all__ = [
     "draw_curves",
     "identify",
     "identify_model",
+    "same_gradient",
     "weight_curves",
 ]

@@ -1,10 +1,14 @@
 """One line for anybody's test suite: this loss has the gradient of that objective."""
 
 import math
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterator, Mapping, Sequence
+from itertools import combinations
 
-from rpg_ref.audit.identify import Finding, Report, identify
-from rpg_ref.audit.population import Loss
+import torch
+
+from rpg_ref.audit.identify import Finding, Report, has_form, identify
+from rpg_ref.audit.population import Loss, as_loss
+from rpg_ref.audit.probes import Subject, uneven_rows
 from rpg_ref.checks import Table, check_number
 from rpg_ref.objective import GAINS, TERMS, Objective
 
@@ -25,6 +29,8 @@ def assert_gradient(
     tolerance: float = 1e-6,
     regimes: Sequence[str] = ("on_policy", "off_policy"),
     seed: int = 0,
+    normaliser: str | float | None = None,
+    form: str | None = None,
     **terms: float,
 ) -> None:
     """Fail unless a loss has the gradient of an objective, up to the loss's own normaliser.
@@ -35,22 +41,30 @@ def assert_gradient(
         tolerance: largest difference of a coefficient, relative to the largest one asked for beside the reward.
         regimes: where it must hold: "on_policy", "off_policy" or both.
         seed: of the policies.
+        normaliser: what the loss must divide by: "tokens" or "sequences" of the batch, or a number; None for anything.
+            It is told from a loss's gradient with respect to the log-probabilities, or from a step's.
+        form: a form that a part must have in both regimes, such as "A times the response's ratio" or "unweighted k3".
+            It holds a loss to an option that no objective tells from another.
         terms: coefficients of J by name, as of Objective: ``reward=1.0, reverse_kl=0.1``; those not named are 0. Only
             their ratios count, since a loss may be divided by anything: ``reward=2.0, reverse_kl=0.2`` is the same.
 
     Raises:
-        AssertionError: the gradient is another one, or the report names a fault, such as a mask ignored; the message
-            is the verdict and the mistakes that it looks like.
-        ValueError: as ``identify``; a term or regime is unknown, or no term is given.
+        AssertionError: the gradient is another one, or has another size or form, or the report names a fault, such as
+            a mask ignored; the message is the verdict and the mistakes that it looks like.
+        ValueError: as ``identify``; a term, regime, normaliser or form is unknown, or no term and no form is given.
 
     Source: ours.
     """
     wanted = Objective(terms, level)
     for name, c in terms.items():
         check_number(name, c, -math.inf, math.inf, "()")
-    if not any(terms.values()):
+    if not any(terms.values()) and form is None:
         raise ValueError("no term is asked for; name at least one, such as reward=1.0")
     check_number("tolerance", tolerance, 0.0, math.inf, "()")
+    if isinstance(normaliser, str):
+        _NORMALISERS.check(normaliser)
+    elif normaliser is not None:
+        check_number("normaliser", normaliser, 0.0, math.inf, "()")
     if not regimes or isinstance(regimes, str):
         raise ValueError(f"regimes is {regimes!r}; pass a list of 'on_policy' and 'off_policy'")
     for name in regimes:
@@ -59,14 +73,68 @@ def assert_gradient(
         raise ValueError(f"the report is of {loss_fn.on_policy.level} level, the objective of {level}; pass level=")
     report = loss_fn if isinstance(loss_fn, Report) else identify(loss_fn, level=level, seed=seed)
     found = {name: getattr(report, name) for name in regimes}
-    differences = {name: list(_differences(finding, wanted, tolerance)) for name, finding in found.items()}
-    if not any(differences.values()) and not report.faults:
+    asked = bool(any(terms.values()))
+    differences = {name: list(_differences(finding, wanted, tolerance)) for name, finding in found.items() if asked}
+    others = [] if normaliser is None else list(_of_size(report, normaliser, tolerance))
+    if form is not None and not has_form(report, form):
+        others.append(f"no part has the gradient of {form}")
+    if not any(differences.values()) and not report.faults and not others:
         return
-    has = "has another gradient than that" if any(differences.values()) else "has the gradient, and a fault beside it,"
+    beside = "another size or form" if others and not report.faults else "a fault beside it"
+    has = "has another gradient than that" if any(differences.values()) else f"has the gradient, and {beside},"
     lines = [f"the loss {has} of {wanted}; {str(report).splitlines()[0]}"]
     lines += [f"{_REGIMES[name]}: {line}" for name in differences for line in differences[name]]
-    forms = report.forms.values() if any(differences.values()) else ()
+    lines += others
+    forms = report.forms.values() if any(differences.values()) or others else ()
     raise AssertionError("\n- ".join([*lines, *report.faults, *forms, *report.hazards, *report.notes]))
+
+
+_NORMALISERS = Table("normaliser", {"tokens": ("tokens",), "sequences": ("sequences", "token sums")})
+
+
+def _of_size(report: Report, wanted: str | float, tolerance: float) -> Iterator[str]:
+    """Say by what the loss divides, if that is another number than wanted."""
+    found = report.normaliser
+    if found is None:
+        yield "it cannot be told what the loss divides by"
+        return
+    kinds, factor = (_NORMALISERS[wanted], 1.0) if isinstance(wanted, str) else (("constant",), float(wanted))
+    if found.kind not in kinds or abs(found.factor / factor - 1) > tolerance:
+        size = (
+            f"{found.factor:.6g}" if found.kind == "constant" else f"{found.factor:.6g} times the batch's {found.kind}"
+        )
+        yield f"the loss divides by {size}, not by {wanted}"
+
+
+def same_gradient(losses: Mapping[str, Loss]) -> tuple[str, ...]:
+    """Say which of several losses have one gradient, such as those of two options of which one is ignored.
+
+    Args:
+        losses: at least two, by name; each as for ``identify``.
+
+    Returns:
+        A sentence for each pair with the same gradient on three batches: responses of different lengths, far from π_old
+        and π_ref, and with holes in the mask.
+
+    Raises:
+        ValueError: as ``identify``; or there are fewer than two losses.
+
+    Source: ours.
+    """
+    if len(losses) < 2:
+        raise ValueError(f"{len(losses)} losses cannot be compared; pass at least two")
+    subjects = {name: Subject(as_loss(loss_fn)) for name, loss_fn in losses.items()}
+    rows = uneven_rows()
+    rng = torch.Generator().manual_seed(4)
+    q, r = (rows.p + 0.5 * torch.randn(rows.p.shape, generator=rng, dtype=rows.p.dtype) for _ in range(2))
+    far = rows._replace(q=q, r=r)
+    holes = far._replace(mask=rows.mask & (torch.arange(rows.mask.shape[1]) != 1))
+    pulls = {name: [subject.pull(batch) for batch in (rows, far, holes)] for name, subject in subjects.items()}
+    return tuple(
+        f"{one} and {other} have the same gradient"
+        for one, other in combinations(losses, 2)
+        if not any(subjects[one].differ(*pair) for pair in zip(pulls[one], pulls[other], strict=True))
+    )
 
 
 def _differences(finding: Finding, wanted: Objective, tolerance: float) -> Iterator[str]:

@@ -14,7 +14,8 @@ from rpg_ref.audit.forms import PENALTIES, REWARDS
 from rpg_ref.audit.oracle import Policies, gradient, token_logp
 from rpg_ref.audit.population import Loss, Population, as_loss, balanced, population, scalar_of
 from rpg_ref.audit.probes import Normaliser, probe
-from rpg_ref.audit.remarks import SEVERITIES, Remark
+from rpg_ref.audit.remarks import QUIET, SEVERITIES, Remark
+from rpg_ref.checks import Table
 from rpg_ref.objective import TERMS, Objective
 from rpg_ref.recipe import Recipe
 
@@ -203,6 +204,7 @@ class Report:
         share_wrong: by the largest |log π_θ/π_old|, the share of the gradient that is not the on-policy objective's;
             empty where both regimes have one objective, or on-policy there is none. Clipping is left out of it as long
             as the reward part is right.
+        calls: how often the loss was called: for the "standard" report, and for the shares in ``share_wrong``.
 
     Source: ours.
     """
@@ -213,6 +215,7 @@ class Report:
     remarks: tuple[Remark, ...] = ()
     normaliser: Normaliser | None = None
     share_wrong: Mapping[float, float] = field(default_factory=dict)
+    calls: Mapping[str, int] = field(default_factory=dict)
 
     def _of(self, severity: str) -> tuple[Remark, ...]:
         return tuple(remark for remark in self.remarks if remark.severity == severity)
@@ -263,7 +266,7 @@ class Report:
     def __str__(self) -> str:
         """Return both verdicts and, line by line, what else was found."""
         verdicts = f"on-policy: {self.on_policy.verdict}; off-policy: {self.off_policy.verdict}"
-        notes = (note for note in self.notes if note.kind != "unchecked")
+        notes = (note for note in self.notes if note.kind not in QUIET)
         return "\n".join([verdicts, *(f"- {line}" for line in (*self.faults, *self.suspects, *self.hazards, *notes))])
 
 
@@ -273,7 +276,8 @@ def identify(loss_fn: Loss, *, level: str = "token", seed: int = 0) -> Report:
     Args:
         loss_fn: loss_fn(logp, logp_old, logp_ref, advantages, mask), log-probs and mask [B, T], advantages [B], or
             [B, T] where it does not take [B]; a Recipe is one, called with a constant denominator if it needs one. It
-            returns a scalar to minimise, or a LossOutput.
+            returns a scalar to minimise, or a LossOutput. A loss that corrects for its sampler takes the sampler's
+            log-probabilities too, [B, T], as ``logp_sampler`` or as a sixth argument.
         level: of the terms it is compared with, "token" or "sequence".
         seed: of the policies.
 
@@ -296,10 +300,16 @@ def identify(loss_fn: Loss, *, level: str = "token", seed: int = 0) -> Report:
         batch = balanced(seed)
     coarse = "" if probed.dtype is None else str(probed.dtype).removeprefix("torch.")
     black_box = partial(descent, loss, batch)
-    report = find(black_box, batch, level, coarse=coarse)
+    descend = descender(black_box, batch)
+    report = find(black_box, batch, level, coarse=coarse, descend=descend)
     if any(remark.kind in ("sign_weights", "own_transform") for remark in probed.remarks):
-        report = _with_weighed_rewards(report, find(black_box, batch, level, reward=_weighed(loss, batch)))
-    return replace(report, remarks=(*report.remarks, *probed.remarks), normaliser=probed.normaliser)
+        reward = _weighed(loss, batch)
+        weighed = find(black_box, batch, level, reward=reward, descend=descend)
+        report = _with_weighed_rewards(report, weighed)
+    extra = len(report.share_wrong)
+    calls = {"standard": loss.calls - extra, "share_wrong": extra}
+    remarks = (*report.remarks, *probed.remarks)
+    return replace(report, remarks=remarks, normaliser=probed.normaliser, calls=calls)
 
 
 def _weighed(loss: Loss, batch: Population) -> Float[Tensor, "N"]:
@@ -332,8 +342,34 @@ def _with_weighed_rewards(report: Report, weighed: Report) -> Report:
     return replace(report, on_policy=on, off_policy=off)
 
 
+def descender(black_box: BlackBox, batch: Population) -> Descend:
+    """Return a black box's gradient at a drift and a factor of the rewards, each computed once.
+
+    Args:
+        black_box: its gradient, from the policy's logits and the advantages.
+        batch: the population.
+
+    Returns:
+        Descend.
+
+    Source: ours.
+    """
+
+    @cache
+    def descend(drift: float, sign: float) -> Descent:
+        return black_box(batch.old + drift * batch.drift, sign * batch.reward)
+
+    return descend
+
+
 def find(
-    black_box: BlackBox, batch: Population, level: str, *, coarse: str = "", reward: Tensor | None = None
+    black_box: BlackBox,
+    batch: Population,
+    level: str,
+    *,
+    coarse: str = "",
+    reward: Tensor | None = None,
+    descend: Descend | None = None,
 ) -> Report:
     """Fit a black box's gradient in both regimes.
 
@@ -343,19 +379,15 @@ def find(
         level: of the terms.
         coarse: the half precision that the black box computes in; empty for single and double.
         reward: of each response in the objective, [N], if it is another one than the advantages that the loss is given.
+        descend: from ``descender``, where its gradients are shared with another fit.
 
     Returns:
         Report, without the remarks that need more than this gradient.
 
     Source: ours.
     """
-    given = batch
+    descend = descend or descender(black_box, batch)
     batch = batch if reward is None else replace(batch, reward=reward)
-
-    @cache
-    def descend(drift: float, sign: float) -> Descent:
-        return black_box(given.old + drift * given.drift, sign * given.reward)
-
     on = _find(descend, batch, 0.0, level)
     off = _find_near(descend, batch, level, on.scale)
     remarks = []
@@ -417,7 +449,7 @@ def _find_near(descend: Descend, batch: Population, level: str, scale: float) ->
 
 def _largest_linear(descend: Descend) -> float:
     """The largest of the drifts, each half of the one before, at which no sample is clipped, by bisection."""
-    drifts = [_LARGEST_DRIFT / 2**halvings for halvings in range(_HALVINGS)]
+    drifts = [_LARGEST_DRIFT / 2.0**halvings for halvings in range(_HALVINGS)]
     if _is_linear(descend, drifts[0]):
         return drifts[0]
     if not _is_linear(descend, drifts[-1]):
@@ -559,18 +591,50 @@ def _same_part(a: Objective | None, b: Objective | None) -> bool:
 
 def _forms(report: Report) -> Iterator[tuple[str, Remark]]:
     """Name the known form that has a part's gradient, with one factor for both regimes."""
-    on, off, batch = report.on_policy, report.off_policy, report.population
+    on, off = report.on_policy, report.off_policy
     for part, rows in (("reward", REWARDS), ("penalty", PENALTIES)):
         right = part == "reward" and None not in (on.parts.get(part), off.parts.get(part))
         if right or not off.vectors[part].any():
             continue
-        target = torch.cat([on.vectors[part], off.vectors[part]])
         for form, loss_fn in rows.items():
-            logits = (batch.old + at.drift * batch.drift for at in (on, off))
-            shape = torch.cat([exact_gradient(loss_fn, batch, x, batch.reward) for x in logits])
-            c = float(shape @ target / shape.square().sum())
-            if (target - c * shape).norm() < off.no_fit / 10 * target.norm():
-                size = c / on.scale
+            size = _factor(report, part, loss_fn)
+            if size is not None:
                 amount = f"{size:.3g}" if size > 0 else f"a bonus of {-size:.3g}"
                 yield part, Remark(f"{part}_form", form=form, amount=amount)
                 break
+
+
+def _factor(report: Report, part: str, loss_fn: Loss) -> float | None:
+    """The factor of a form that gives a part's gradient in both regimes, in units of the reward's, or None."""
+    on, off, batch = report.on_policy, report.off_policy, report.population
+    target = torch.cat([on.vectors[part], off.vectors[part]])
+    logits = (batch.old + at.drift * batch.drift for at in (on, off))
+    shape = torch.cat([exact_gradient(loss_fn, batch, x, batch.reward) for x in logits])
+    c = float(shape @ target / shape.square().sum())
+    if not (target - c * shape).norm() < off.no_fit / 10 * target.norm():
+        return None
+    return c / on.scale
+
+
+def has_form(report: Report, form: str) -> bool:
+    """Return whether a part of a loss has the gradient of a known form, in both regimes.
+
+    Args:
+        report: of the loss.
+        form: a name in REWARDS or PENALTIES, such as "A times the response's ratio" or "unweighted k3".
+
+    Returns:
+        True if it has.
+
+    Raises:
+        ValueError: the form is unknown.
+
+    Source: ours.
+    """
+    known: Table[tuple[str, Loss]] = Table(
+        "form", {name: (part, row) for part, rows in _PARTS.items() for name, row in rows.items()}
+    )
+    return _factor(report, *known[form]) is not None
+
+
+_PARTS = {"reward": REWARDS, "penalty": PENALTIES}

@@ -69,7 +69,7 @@ def _probe(step: Step, temperature: float, tokens: tuple[Remark, ...]) -> Probed
     if any(remark.severity == "error" for remark in tokens):
         return Probed((Remark("unchecked", what="the probes of a loss, before the step's tokens are right"),))
     try:
-        probed = probe(as_loss(step_as_loss(step, temperature)), contiguous=True)
+        probed = probe(as_loss(step_as_loss(step, temperature)), of_a_step=True)
     except ValueError as error:
         return Probed((Remark("unchecked", what=f"the probes of a loss, since {error}"),))
     said = {kind for remark in tokens for kind in (remark.kind, *_SAID.get(remark.kind, ()))}

@@ -1,5 +1,6 @@
 """Population batches: finite, and yet the plain average over one is the exact expectation under π_old."""
 
+import inspect
 from collections.abc import Callable
 from dataclasses import dataclass, replace
 from functools import cache
@@ -101,7 +102,7 @@ _COPIES = (1, 8)
 _MASKS: tuple[Callable[[Tensor], Tensor], ...] = (Tensor.clone, Tensor.double, Tensor.long, Tensor.float)
 
 
-@dataclass(frozen=True)
+@dataclass
 class AsLoss:
     """loss(logp, logp_old, logp_ref, advantages [B], mask) ↦ a scalar tensor; it raises ValueError as ``scalar_of``.
 
@@ -111,6 +112,9 @@ class AsLoss:
         call: the black box, given its advantages and its mask in the form that it takes.
         per_token: whether it also takes advantages [B, T], which may then differ within a response.
         copies: how often a batch is repeated, for a loss that takes whole groups of many responses only.
+        calls: how often the black box was called.
+        takes_sampler: whether it takes the sampler's log-probabilities as a sixth tensor; a batch without them gives
+            it log π_old there.
 
     Source: ours.
     """
@@ -118,9 +122,12 @@ class AsLoss:
     call: Callable[..., Any]
     per_token: bool
     copies: int = 1
+    calls: int = 0
+    takes_sampler: bool = False
 
     def __call__(self, *batch: Tensor) -> Float[Tensor, ""]:
         """Return the loss of a batch; a token's gradient is then summed over the copies of its response."""
+        self.calls += 1
         return scalar_of(self.call(*(x.repeat(self.copies, *[1] * (x.ndim - 1)) for x in batch)), "loss")
 
 
@@ -140,12 +147,16 @@ def as_loss(loss_fn: Loss) -> AsLoss:
     Source: ours.
     """
     errors: list[Exception] = []
+    sampler = _sampler_argument(loss_fn)
     for copies, as_mask, as_advantages in product(_COPIES, _MASKS, _ADVANTAGES):
 
         def call(*batch: Tensor, as_mask: Any = as_mask, as_advantages: Any = as_advantages) -> Any:
-            *logps, A, mask = batch
+            *logps, A, mask = batch[:5]
             given = as_advantages(A, mask) if A.ndim == 1 else A.clone()
-            return loss_fn(*(x.clone() for x in logps), given, as_mask(mask))
+            sixth = (batch[5] if len(batch) > 5 else batch[1]).clone()
+            named = {"logp_sampler": sixth} if sampler == "named" else {}
+            last = (sixth,) if sampler == "last" else ()
+            return loss_fn(*(x.clone() for x in logps), given, as_mask(mask), *last, **named)
 
         p, q, r, A, mask = (x.repeat(copies, *[1] * (x.ndim - 1)) for x in _ordinary_batch())
         leaf = p.clone().requires_grad_()
@@ -171,11 +182,25 @@ def as_loss(loss_fn: Loss) -> AsLoss:
             raise ValueError(f"the loss is {_number(first)} with a gradient of zero; compute it from logp, undetached")
         if not bool(gradient.isfinite().all()):
             raise ValueError("the loss's gradient is NaN or infinite for ordinary log-probabilities; mend that first")
-        return AsLoss(call, _takes_per_token(call, (p, q, r, A, mask)), copies)
+        per_token = _takes_per_token(call, (p, q, r, A, mask))
+        return AsLoss(call, per_token, copies, calls=len(errors) + 4, takes_sampler=sampler != "")
     raise ValueError(
         f"the loss raised {sentence_of(errors[0])}; it must take (logp, logp_old, logp_ref, advantages, mask), tensors "
         "[B, T] and advantages [B] or [B, T]"
     ) from errors[0]
+
+
+def _sampler_argument(loss_fn: Loss) -> str:
+    """Whether a loss takes logp_sampler: "named", as the "last" of six arguments, or "" for not at all."""
+    try:
+        parameters = inspect.signature(loss_fn).parameters
+    except (TypeError, ValueError):
+        return ""
+    required = [x for x in parameters.values() if x.kind in _POSITIONAL and x.default is x.empty]
+    return "named" if "logp_sampler" in parameters else "last" if len(required) == 6 else ""
+
+
+_POSITIONAL = (inspect.Parameter.POSITIONAL_ONLY, inspect.Parameter.POSITIONAL_OR_KEYWORD)
 
 
 def _ordinary_batch() -> tuple[Tensor, ...]:

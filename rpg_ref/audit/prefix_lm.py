@@ -185,9 +185,9 @@ class PrefixTreeLM(nn.Module):
         places = counted if position_ids is None else position_ids.expand_as(input_ids)
         first = 1 if position_ids is None else 0
         unique, inverse = torch.unique(torch.stack([input_ids, seen, places], 1), dim=0, return_inverse=True)
-        index = torch.tensor([self._rows_along(*row, first=first) for row in unique.tolist()], device=self.device)[
-            inverse
-        ]
+        index = torch.tensor(
+            [self._rows_along(row[0], row[1], row[2], first) for row in unique.tolist()], device=self.device
+        )[inverse]
         logits = torch.cat([self.rows, self.stray])[index]
         if logits.requires_grad:
             logits.retain_grad()

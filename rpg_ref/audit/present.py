@@ -78,7 +78,7 @@ def as_record(report: Report) -> Record:
 
     Returns:
         A dict of plain values: the verdict and the numbers of each regime, the worst severity, what the loss divides
-        by, the share of the gradient that is wrong at each distance from π_old, and every remark.
+        by, the share of the gradient that is wrong at each distance from π_old, the number of calls, and every remark.
 
     Source: ours.
     """
@@ -91,6 +91,7 @@ def as_record(report: Report) -> Record:
         "severity": worst(report),
         "normaliser": normaliser and {"kind": normaliser.kind, "factor": float(f"{normaliser.factor:.6g}")},
         "share_wrong": {f"{at:g}": float(f"{share:.2g}") for at, share in report.share_wrong.items()},
+        "calls": dict(report.calls),
         "remarks": [
             {
                 "kind": remark.kind,

@@ -48,20 +48,23 @@ class Subject:
         loss: from ``as_loss``.
         same: the largest relative difference of two gradients that rounding explains.
         dtype: of half precision inside the loss, or None.
+        of_a_step: whether the loss is a whole step under a scripted model.
         pulls: every gradient that was asked for, so that none is asked for twice.
     """
 
     loss: AsLoss
     same: float = _SAME
     dtype: torch.dtype | None = None
+    of_a_step: bool = False
     pulls: dict[tuple[object, ...], Tensor] = field(default_factory=dict)
 
-    def pull(self, rows: Rows) -> Float[Tensor, "B T"]:
+    def pull(self, rows: Rows, sampler: Tensor | None = None) -> Float[Tensor, "B T"]:
         """Return −∂loss/∂log π_θ: how hard each token is pulled up."""
-        key = tuple((x.shape, x.numpy().tobytes()) for x in rows)
+        last = () if sampler is None else (sampler,)
+        key = tuple((x.shape, x.numpy().tobytes()) for x in (*rows, *last))
         if key not in self.pulls:
             leaf = rows.p.clone().requires_grad_()
-            value = self.loss(leaf, *rows[1:])
+            value = self.loss(leaf, *rows[1:], *last)
             (gradient,) = torch.autograd.grad(value, leaf, allow_unused=True, materialize_grads=True)
             self.pulls[key] = -gradient
         return self.pulls[key]
@@ -98,12 +101,12 @@ class Probed(NamedTuple):
     normaliser: Normaliser | None = None
 
 
-def probe(loss: AsLoss, *, contiguous: bool = False) -> Probed:
+def probe(loss: AsLoss, *, of_a_step: bool = False) -> Probed:
     """Say what is wrong with a loss beside its objective.
 
     Args:
         loss: from ``as_loss``.
-        contiguous: whether responses always begin in the first column, as those of a step do.
+        of_a_step: whether it is a whole step, whose responses always begin in the first column.
 
     Returns:
         Probed.
@@ -111,8 +114,8 @@ def probe(loss: AsLoss, *, contiguous: bool = False) -> Probed:
     Source: ours.
     """
     dtype = _half(Subject(loss))
-    subject = Subject(loss, same=_HALVES.get(dtype, _SAME) if dtype else _SAME, dtype=dtype)
-    left_out = (*(_EXACT if dtype else ()), *((_left,) if contiguous else ()))
+    subject = Subject(loss, same=_HALVES.get(dtype, _SAME) if dtype else _SAME, dtype=dtype, of_a_step=of_a_step)
+    left_out = (*(_EXACT if dtype else ()), *((_left,) if of_a_step else ()))
     looks = [look for look in _PROBES if look not in left_out]
     remarks = [remark for look in looks for remark in _said(look, subject)]
     if dtype is not None:
@@ -284,14 +287,34 @@ def _padding(subject: Subject) -> Iterator[Remark]:
     pull = subject.pull(rows)
     if bool((pull * ~rows.mask).any()):
         return
-    wider = Rows._make(torch.nn.functional.pad(x, (0, 2)) if x.ndim == 2 else x for x in rows)
-    ratio = float(subject.pull(wider)[:, :-2].norm() / pull.norm())
-    if abs(ratio - 1) > subject.same:
-        yield Remark("padding_denominator", ratio=ratio)
+    if remark := _more_padding(subject, rows):
+        yield remark
     for name, fill in (("−inf", -math.inf), ("NaN", math.nan)):
         if not bool(subject.pull(_filled(rows, fill)).isfinite().all()):
             yield Remark("nan_behind", name=name)
             return
+
+
+# Single precision moves a whole gradient by less, and a padding that is counted moves it by more.
+_COUNTED = 1e-3
+
+
+def _more_padding(subject: Subject, rows: Rows) -> Remark | None:
+    """What two more columns of padding change, if anything."""
+    wider = Rows._make(torch.nn.functional.pad(x, (0, 2)) if x.ndim == 2 else x for x in rows)
+    pull, other = subject.pull(rows), subject.pull(wider)[:, :-2]
+    if not float((other - pull).norm()) > max(subject.same, _COUNTED) * float(pull.norm()):
+        return None
+    columns = rows.mask.shape[1]
+    counted = columns / (columns + 2)
+    parts = zip(_parts(subject, rows), (x[:, :-2] for x in _parts(subject, wider)), strict=True)
+    # Either part may be divided by all columns; anything else is no denominator's doing.
+    for before, after in parts:
+        apart = min(float((after - factor * before).norm()) for factor in (1.0, counted, counted**2))
+        if apart > max(subject.same, _COUNTED) * float(before.norm()):
+            # The batch of a step is padded by its trainer, never beyond the longest response.
+            return None if subject.of_a_step else Remark("padding_changes")
+    return Remark("padding_denominator", ratio=float(other.norm() / pull.norm()))
 
 
 def weighing(
@@ -696,6 +719,74 @@ def _far_masks(subject: Subject) -> Iterator[Remark]:
             return
 
 
+_SCALE = 0.03
+
+
+def _sampler(subject: Subject) -> Iterator[Remark]:
+    """How each token's weight follows the sampler's log-probability and log π_old, where these differ a little."""
+    if not subject.loss.takes_sampler:
+        return
+    rng = torch.Generator().manual_seed(2)
+    rows = _rows(even=True)
+    # Nearer than any bound of the ratio; the sampler's own differences are independent of those of the policy.
+    p = -1.0 + _SCALE * torch.randn(rows.p.shape, generator=rng, dtype=torch.float64)
+    s = -1.0 + _SCALE * torch.randn(rows.p.shape, generator=rng, dtype=torch.float64)
+    rows = rows._replace(p=p, q=p, r=p, A=PAIRED)
+    reward = subject.pull(rows, s) - subject.pull(_no_advantages(rows), s)
+    ratio = reward / PAIRED[:, None]
+    if not bool((ratio * ratio[0, 0] > 0).all()):
+        yield Remark("sampler_unread")
+        return
+    log_w = ratio.abs().log()
+    if float((log_w - log_w.mean()).abs().max()) <= 10 * subject.same:
+        yield Remark("sampler_ignored")
+        return
+    yield _correction(log_w, p, s)
+
+
+def _correction(log_w: Tensor, p: Tensor, s: Tensor) -> Remark:
+    """Read the correction off: log w over the two log-probabilities of a token, of a response, or of a neighbour."""
+    length = p.shape[1]
+    for how, of_p, of_s in (
+        ("token by token", p, s),
+        ("for each response", p.sum(1, keepdim=True), s.sum(1, keepdim=True)),
+        ("for each response, by the geometric mean", p.mean(1, keepdim=True), s.mean(1, keepdim=True)),
+    ):
+        slopes = _slopes(log_w, of_p.expand(p.shape), of_s.expand(p.shape))
+        if slopes is None:
+            continue
+        of_old, of_sampler = slopes
+        if max(abs(of_old - 1), abs(of_sampler + 1)) < _READ:
+            return Remark("sampler_corrected", how=how)
+        if max(abs(of_old + 1), abs(of_sampler - 1)) < _READ:
+            return Remark("sampler_inverted")
+        if how != "token by token":
+            continue
+        if abs(of_old - 1) < _READ and of_sampler < -_READ:
+            return Remark("sampler_temperature", factor=-of_sampler, temperature=-1 / of_sampler)
+        if abs(of_sampler + 1) < _READ and of_old > _READ:
+            return Remark("old_temperature", factor=of_old)
+    for shift, when in ((1, "late"), (-1, "early")):
+        inner = slice(1, length - 1)
+        if _slopes(log_w[:, inner], p[:, inner], s.roll(shift, 1)[:, inner]) is not None:
+            return Remark("sampler_misaligned", when=when)
+    return Remark("sampler_unread")
+
+
+_READ = 1e-3
+
+
+def _slopes(log_w: Tensor, of_p: Tensor, of_s: Tensor) -> tuple[float, float] | None:
+    """The slopes of log w over both, if it is linear in them and does depend on the second."""
+    x = torch.stack([of_p.flatten(), of_s.flatten(), torch.ones(of_p.numel(), dtype=of_p.dtype)], 1)
+    y = log_w.flatten()[:, None]
+    solution = torch.linalg.lstsq(x, y, driver="gelsd").solution
+    if float((y - x @ solution).abs().max()) > _READ * float((y - y.mean()).abs().max()):
+        return None
+    first, second = solution[:2, 0].tolist()
+    return (first, second) if abs(second) > _READ else None
+
+
 def _far(subject: Subject) -> Iterator[Remark]:
     """Where the gradient stops being finite."""
     steps = [(sign, nats) for sign in (1, -1) for nats in _FAR_NATS]
@@ -741,7 +832,9 @@ def _dead(subject: Subject) -> Iterator[Remark]:
     pulls, rewards = (subject.pull(Rows(p, p, r, A, mask))[:, 0].abs() for A in (0 * both, 0 * both + 1))
     for half, word, beyond in ((slice(0, 400), "", "above"), (slice(400, 800), "−", "below")):
         pull, reward = pulls[half], rewards[half]
-        if bool(pull[-1] == 0) and bool(pull.max() > _ROUNDING * reward.max()):
+        # A clamp stops a pull that is large; a pull that has faded to nothing was rounded away.
+        stopped = bool(pull[-1] == 0) and bool((pull[pull > 0][-1:] > 1e-6 * pull.max()).any())
+        if stopped and bool(pull.max() > _ROUNDING * reward.max()):
             yield Remark("dead", beyond=beyond, word=word, nats=float(nats[pull > 0][-1]))
 
 
@@ -760,8 +853,9 @@ _PROBES: dict[_Probe, str] = {
     _advantages: "zero, doubled or raised advantages",
     _behind: "advantages [B, T], with 0 or NaN behind the mask",
     _far_masks: "advantages [B, T] in responses far from π_old",
+    _sampler: "a sampler that is not π_old",
     _far: "tokens far from π_old or π_ref",
     _dead: "tokens far from π_ref",
 }
-_EXACT = (_far, _dead, _detached, _terms)
+_EXACT = (_far, _dead, _detached, _terms, _sampler)
 """Probes that half precision would answer by its own rounding or its own overflow."""

@@ -9,6 +9,8 @@ from typing import NamedTuple
 from rpg_ref.checks import Table
 
 SEVERITIES = ("error", "warning", "note")
+QUIET = ("unchecked", "sampler_corrected")
+"""Notes that a short report leaves out."""
 
 
 class Advice(NamedTuple):
@@ -62,6 +64,10 @@ _ROWS = {
         "two more columns of padding multiply the gradient by {ratio:.3g}: padding is counted in the denominator",
         "The step size depends on the longest response of the batch.",
         f"Divide by the kept tokens: {_MEAN}."),
+    "padding_changes": Advice("warning",
+        "two more columns of padding change the gradient",
+        "The update depends on the longest response of the batch.",
+        f"Use neither the number of columns nor positions counted from the last one: {_MEAN}."),
     "nan_behind": Advice("warning",
         "{name} behind the mask makes the gradient NaN: replace masked values before the arithmetic",
         "A single NaN in the padding destroys the whole update, since NaN · 0 is NaN.",
@@ -144,6 +150,36 @@ _ROWS = {
         "NaN or infinite gradient at log π_θ/{name} = {word}{nats:.0f}",
         "One token far from the other policy destroys the whole update.",
         "Bound the log-ratio before exp: `log_w = (logp - logp_old).clamp(-20, 20)`."),
+    # The sampler.
+    "sampler_ignored": Advice("warning",
+        "the sampler's log-probabilities change nothing: the loss does not correct for a sampler that is not π_old",
+        "Where the engine's probabilities differ from the trainer's, the gradient is biased.",
+        "Multiply by the detached ratio: `w = w * (logp_old - logp_sampler).exp().clamp(max=2.0).detach()`."),
+    "sampler_inverted": Advice("error",
+        "the correction for the sampler is inverted: it is the sampler's probability over that of π_old",
+        "It doubles the bias that it should remove.",
+        "Divide by the sampler: `(logp_old - logp_sampler).exp().detach()`."),
+    "sampler_temperature": Advice("error",
+        "the sampler's log-probabilities are multiplied by {factor:.3g} in the correction: they are taken at the "
+        "temperature {temperature:.3g} of their own",
+        "The correction is not 1 where the sampler is π_old, and differs from token to token.",
+        "Take both log-probabilities at the temperature of sampling, once: `(logits / temperature).log_softmax(-1)`."),
+    "old_temperature": Advice("error",
+        "log π_old is multiplied by {factor:.3g} in the correction for the sampler: it is taken at another temperature",
+        "The correction is not 1 where the sampler is π_old, and differs from token to token.",
+        "Take both log-probabilities at the temperature of sampling, once: `(logits / temperature).log_softmax(-1)`."),
+    "sampler_misaligned": Advice("error",
+        "the sampler's log-probabilities are used one token too {when}",
+        "The correction compares two different tokens.",
+        "Cut both the same way: column t of `logp_sampler` belongs to column t of `logp`."),
+    "sampler_corrected": Advice("note",
+        "the loss corrects for the sampler by π_old over the sampler, {how}",
+        "This is right as long as no bound of the ratio is hit.",
+        "Nothing is to be done."),
+    "sampler_unread": Advice("note",
+        "the sampler's log-probabilities change the gradient in a way that the audit does not know",
+        "Nothing is said of that correction.",
+        "Nothing is to be done if the correction is meant."),
     # Batches.
     "detached": Advice("warning",
         "{what} the loss's value and not its gradient: unweighted k1, or a detached term",

@@ -14,6 +14,7 @@ from typing import Any
 from rpg_ref.audit.identify import Finding, Report, identify
 from rpg_ref.audit.model import identify_model
 from rpg_ref.audit.population import sentence_of
+from rpg_ref.audit.remarks import QUIET
 from rpg_ref.audit.targets import TARGETS, Case
 from rpg_ref.objective import Objective
 
@@ -74,7 +75,7 @@ class Row:
         if self.report is None:
             return (self.error,)
         forms = () if all(self.as_documented) else self.report.suspects
-        notes = (note for note in self.report.notes if note.kind != "unchecked")
+        notes = (note for note in self.report.notes if note.kind not in QUIET)
         return (*self.report.faults, *forms, *self.report.hazards, *notes)
 
 

@@ -120,17 +120,23 @@ def step_as_loss(step: Step, temperature: float, pad: int = PAD) -> Callable[...
 
     Returns:
         loss(logp, logp_old, logp_ref, advantages, mask) ↦ a scalar with the step's value, or 0 where it returns none,
-        and its gradient at the log-probabilities.
+        and its gradient at the log-probabilities. It raises ValueError where the step scores tokens in other contexts
+        than the batch's, such as one that takes a hole in ``completion_mask`` for padding.
 
     Source: ours.
     """
 
     def loss(p: Tensor, q: Tensor, r: Tensor, advantages: Tensor, mask: Tensor) -> Tensor:
-        # A model's own log-probabilities are finite on padding.
-        logp = torch.where(p.detach().isfinite(), p.detach(), -1.0)
+        # A model's own log-probabilities are finite on padding, and those of the batch are 0 there unless the probe
+        # asks for NaN or −∞.
+        logp = torch.where(p.detach().isfinite() & (p.detach() < 0), p.detach(), -1.0)
+        q, r = (torch.where(mask.bool() | ~x.isfinite(), x, 0.0) for x in (q, r))
         batch = scripted_batch(q, r, advantages, mask.bool(), temperature, pad)
         model = ScriptedLM(logp, batch, pad)
         value = run_step(step, model, batch, may_be_nan=True)
+        strayed = model.stray.grad
+        if strayed is not None and bool(strayed.any()) and bool(strayed.isfinite().all()):
+            raise ValueError("the model is shown other contexts than the batch's")
         gradient = torch.zeros_like(logp) if model.logp.grad is None else model.logp.grad
         return value + (gradient * (p - p.detach())).sum()
 
