@@ -5,6 +5,8 @@ from dataclasses import replace
 
 import pytest
 import torch
+from hypothesis import given, settings
+from hypothesis import strategies as st
 
 from rpg_ref import RECIPES, DualClip, WeightBound
 from rpg_ref.audit import draw_curves, weight_curves
@@ -526,6 +528,41 @@ def test_a_rule_is_named_in_single_precision(case):
     for rule, (name, level, bounds) in zip(found.rules, rules, strict=True):
         assert (rule.name, rule.level) == (name, level)
         assert rule.bounds == pytest.approx(bounds, rel=1e-4), found
+
+
+FAMILIES = {
+    "PPO": lambda low, high: (min_of_products(low, high), "PPO clip", {"low": 1 - low, "high": 1 + high}),
+    "exchanged": lambda low, high: (exchanged(low, high), "exchanged min and max", {"low": 1 - low, "high": 1 + high}),
+    "dual": lambda low, high: (
+        dual(low, high, 2 + high),
+        "dual clip",
+        {"low": 1 - low, "high": 1 + high, "c": 2 + high},
+    ),
+    "cap": lambda low, high: (capped(1 - low, 1 + high), "cap", {"low": 1 - low, "high": 1 + high}),
+    "mask": lambda low, high: (hard_mask(1 - low, 1 + high), "mask", {"low": 1 - low, "high": 1 + high}),
+    "SAPO": lambda low, high: (sigmoid_gate(low, high), "smooth gate", {"tau_pos": low, "tau_neg": high}),
+    "TV": lambda low, high: (
+        total_variation(low / 2),
+        "trust-region mask by total variation",
+        {"delta_low": low / 2, "delta_high": low / 2},
+    ),
+    "GSPO": lambda low, high: (sequence_clip(low, high), "PPO clip", {"low": 1 - low, "high": 1 + high}),
+}
+
+
+@settings(max_examples=12)
+@given(
+    family=st.sampled_from(list(FAMILIES)),
+    low=st.floats(1e-3, 0.9),
+    high=st.floats(1e-3, 8.0),
+    beta=st.sampled_from([0.0, 1e-3, 0.2]),
+    scale=st.sampled_from([1e-3, 1.0, 500.0]),
+)
+def test_any_bounds_are_found_beside_any_penalty_and_at_any_scale(family, low, high, beta, scale):
+    loss, name, bounds = FAMILIES[family](low, high)
+    found = weight_curves(lambda *batch: scale * with_k3(loss, beta)(*batch))
+    assert found.name == name and found.rules[0].by in ("", "advantage")
+    assert found.rules[0].bounds == pytest.approx(bounds, rel=1e-6)
 
 
 def asymmetric(logp, old, ref, A, mask):
