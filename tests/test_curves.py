@@ -9,7 +9,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from rpg_ref import RECIPES, DualClip, WeightBound
-from rpg_ref.audit import draw_curves, weight_curves
+from rpg_ref.audit import assert_gradient, draw_curves, identify, weight_curves
 from rpg_ref.audit.curves import NO_KNOWN_RULE
 
 INF = math.inf
@@ -717,6 +717,45 @@ CLIP = {"low": 0.8, "high": 1.2}
 )
 def test_a_recipe_is_named(recipe, weight, rules):
     hold(weight_curves(recipe), weight, rules)
+
+
+PPO_REGION = {"PPO clip": {"low": 0.8, "high": 1.28}}
+
+
+@pytest.mark.parametrize(
+    "loss, region",
+    [
+        (min_of_products(0.2, 0.28), "PPO clip"),
+        (min_of_products(0.2, 0.28), PPO_REGION),
+        (min_of_products(0.2, 0.28), {"PPO clip": {"high": 1.28}}),
+        (no_clip, "no clip"),
+        (no_clip, {}),
+        (total_variation(0.2, 20.0), {"cap": {"high": 20.0}, "trust-region mask by total variation": {}}),
+    ],
+)
+def test_a_region_is_asserted(loss, region):
+    assert_gradient(loss, reward=1.0, region=region)
+
+
+@pytest.mark.parametrize(
+    "loss, region, said",
+    [
+        (min_of_products(0.2, 0.2), PPO_REGION, "high = 1.2, not 1.28"),
+        (exchanged(0.2, 0.28), PPO_REGION, "its region is exchanged min and max, not PPO clip"),
+        (min_of_products(0.2, 0.28), {"dual clip": {"c": 3.0}}, "its region is PPO clip, not dual clip"),
+        (min_of_products(0.2, 0.28), {"PPO clip": {"c": 3.0}}, "c = no bound of low, high, not 3"),
+        (min_of_products(0.2, 0.28), "no clip", "its region is PPO clip, not no clip"),
+        (halved_beyond, "no clip", "its region is no known rule"),
+    ],
+)
+def test_another_region_fails_the_assertion(loss, region, said):
+    with pytest.raises(AssertionError, match=said):
+        assert_gradient(loss, reward=1.0, region=region)
+
+
+def test_a_region_of_a_report_is_refused():
+    with pytest.raises(ValueError, match="pass the loss itself"):
+        assert_gradient(identify(no_clip), reward=1.0, region="no clip")
 
 
 def test_few_calls_are_made():

@@ -3,6 +3,7 @@
 import math
 from collections.abc import Iterator, Sequence
 
+from rpg_ref.audit.curves import Region, region_differences, weight_curves
 from rpg_ref.audit.identify import Finding, Report, identify
 from rpg_ref.audit.population import Loss
 from rpg_ref.checks import Table, check_number
@@ -25,6 +26,7 @@ def assert_gradient(
     tolerance: float = 1e-6,
     regimes: Sequence[str] = ("on_policy", "off_policy"),
     seed: int = 0,
+    region: Region | None = None,
     **terms: float,
 ) -> None:
     """Fail unless a loss has the gradient of an objective, up to the loss's own normaliser.
@@ -32,16 +34,19 @@ def assert_gradient(
     Args:
         loss_fn: as for ``identify``; or a Report, such as that of ``identify_model(step)``.
         level: of the objective, "token" or "sequence".
-        tolerance: largest difference of a coefficient, relative to the largest one asked for beside the reward.
+        tolerance: largest difference of a coefficient, relative to the largest one asked for beside the reward; and
+            of a bound, relative to it.
         regimes: where it must hold: "on_policy", "off_policy" or both.
         seed: of the policies.
+        region: what must bound the importance weights: a name such as "PPO clip" or "no clip", or the bounds by name,
+            {"PPO clip": {"low": 0.8, "high": 1.28}}; None: anything. ``weight_curves`` prints the names.
         terms: coefficients of J by name, as of Objective: ``reward=1.0, reverse_kl=0.1``; those not named are 0. Only
             their ratios count, since a loss may be divided by anything: ``reward=2.0, reverse_kl=0.2`` is the same.
 
     Raises:
         AssertionError: the gradient is another one, or the report names a fault, such as a mask ignored; the message
             is the verdict and the mistakes that it looks like.
-        ValueError: as ``identify``; a term or regime is unknown, or no term is given.
+        ValueError: as ``identify``; a term or regime is unknown, or no term is given; or a region is asked of a Report.
 
     Source: ours.
     """
@@ -57,6 +62,12 @@ def assert_gradient(
         _REGIMES.check(name)
     if isinstance(loss_fn, Report) and loss_fn.on_policy.level != level:
         raise ValueError(f"the report is of {loss_fn.on_policy.level} level, the objective of {level}; pass level=")
+    if isinstance(loss_fn, Report) and region is not None:
+        raise ValueError("a report does not hold the loss's region; pass the loss itself, or leave region out")
+    if not isinstance(loss_fn, Report) and region is not None:
+        wrong = region_differences(weight_curves(loss_fn), region, tolerance)
+        if wrong:
+            raise AssertionError("\n- ".join(["the loss bounds its importance weights in another way", *wrong]))
     report = loss_fn if isinstance(loss_fn, Report) else identify(loss_fn, level=level, seed=seed)
     found = {name: getattr(report, name) for name in regimes}
     differences = {name: list(_differences(finding, wanted, tolerance)) for name, finding in found.items()}

@@ -175,6 +175,36 @@ def weight_curves(loss_fn: Loss) -> WeightCurves:
     return _of_responses(loss, notes)
 
 
+Region = str | Mapping[str, Mapping[str, float]]
+"""Names of rules as ``WeightCurves.name`` gives them, or the bounds of each rule by its name."""
+
+
+def region_differences(found: WeightCurves, wanted: Region, tolerance: float = 1e-6) -> list[str]:
+    """Say in which rules or bounds a loss differs from those that are wanted.
+
+    Args:
+        found: from ``weight_curves``.
+        wanted: "PPO clip", or {"PPO clip": {"low": 0.8, "high": 1.28}}; bounds that are not named may be any.
+        tolerance: largest relative difference of a bound.
+
+    Returns:
+        A sentence each; none where they agree.
+
+    Source: ours.
+    """
+    name = wanted if isinstance(wanted, str) else " + ".join(wanted) or "no clip"
+    if sorted(found.name.split(" + ")) != sorted(name.split(" + ")):
+        return [f"its region is {found.name}, not {name}: {str(found).splitlines()[0]}"]
+    sentences = []
+    for rule in found.rules if not isinstance(wanted, str) else ():
+        for bound, value in wanted[rule.name].items():
+            got = rule.bounds.get(bound, math.nan)
+            if not math.isclose(got, value, rel_tol=tolerance):
+                known = f"{got:.6g}" if bound in rule.bounds else f"no bound of {', '.join(rule.bounds)}"
+                sentences.append(f"its {rule.name} has {bound} = {known}, not {value:.6g}")
+    return sentences
+
+
 # Reading.
 
 
