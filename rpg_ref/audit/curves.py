@@ -195,8 +195,10 @@ def region_differences(found: WeightCurves, wanted: Region, tolerance: float = 1
     name = wanted if isinstance(wanted, str) else " + ".join(wanted) or "no clip"
     if sorted(found.name.split(" + ")) != sorted(name.split(" + ")):
         return [f"its region is {found.name}, not {name}: {str(found).splitlines()[0]}"]
-    sentences = []
-    for rule in found.rules if not isinstance(wanted, str) else ():
+    sentences: list[str] = []
+    if isinstance(wanted, str):
+        return sentences
+    for rule in found.rules:
         for bound, value in wanted[rule.name].items():
             got = rule.bounds.get(bound, math.nan)
             if not math.isclose(got, value, rel_tol=tolerance):
