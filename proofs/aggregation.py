@@ -11,8 +11,8 @@ import sympy as sp
 
 from proofs.certificate import Claim, Statement, equal
 from proofs.language import Grad, Total
-from proofs.machine import Space
 from proofs.symbols import K, S, T
+from proofs.worlds import Space
 
 _n = sp.Symbol("n", positive=True)
 RESPONSES = Total(sp.Integer(1))

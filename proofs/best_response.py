@@ -13,8 +13,8 @@ import sympy as sp
 
 from proofs.certificate import Claim, Statement, equal
 from proofs.language import KL, E, Grad, Total, Versus, score
-from proofs.machine import Listed
 from proofs.symbols import best, beta, p, payoff, q, r, s, transposed, v
+from proofs.worlds import Listed
 
 s_best = sp.Symbol("s_best", positive=True)
 GAME = Listed(any_mass=(), old_is_normalised=True)

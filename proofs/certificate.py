@@ -17,7 +17,8 @@ from proofs import language as lang
 from proofs import symbols as sym
 from proofs.enclosed import Real
 from proofs.exact import NoValueError
-from proofs.machine import Listed, Machine, Numbers, Space, Tree, World
+from proofs.machine import Machine
+from proofs.worlds import Listed, Numbers, Space, Tree, World
 
 EQUAL, DIFFERENT, LESS, DIVERGENCE, NO_COMBINATION, POSITIVE = "=", r"\ne", "<", r"\ge", r"\notin", ">"
 POINTS = 3  # witnesses at which a survivor must agree
@@ -109,7 +110,6 @@ class Claim:
         statements: at least one; the first `printed` are the claim's headline.
         near_misses: statements someone could believe and that are false, by name.
         printed: how many statements the ledger prints; none means all.
-        conclusion: what follows by an argument that the module's docstring gives, in LaTeX; usually nothing.
 
     Source: ours.
     """
@@ -220,9 +220,11 @@ def quantifiers(statement: Statement) -> dict[str, str]:
     generators = {e.func for x in _expressions(statement) for e in x.atoms(sp.Function)} & set(sym.DERIVATIVE)
     if generators:
         found["f"] = "any, twice differentiable, with f(1) = 0"
-    rewards = names & {sym.R, sym.A, sym.h}
+    rewards = (names & {sym.R, sym.A, sym.h}) - set(statement.definitions)
     if rewards:
         found["reward"] = "0 or 1" if world.right else "any"
+    if sym.g in names:
+        found["g"] = "any function of the outcome and of θ, smooth in θ"
     if sym.K in names:
         found["K"] = "any set of outcomes"
     if sym.T in names and not isinstance(world, Tree):

@@ -14,9 +14,9 @@ import sympy as sp
 
 from proofs.certificate import Claim, Statement, equal
 from proofs.language import SG, E, Grad, Larger, Slope, Smaller, name, score
-from proofs.machine import Numbers
 from proofs.one_idea import OBJECTIVE, WEIGHT, reinforce_loss
 from proofs.symbols import MOVING, A, J, beta, dual, f_prime, high, low, p, q, v, w, w_other
+from proofs.worlds import Numbers
 
 _low, _gap, _more, _size, _clamp = sp.symbols("low_ gap more size clamp", positive=True)
 _C = sp.Symbol("C", real=True)

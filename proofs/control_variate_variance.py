@@ -12,8 +12,8 @@ import sympy as sp
 from proofs.certificate import ANY, LESS, Claim, Statement, equal, related
 from proofs.divergence_table import AT_ONE, TABLE
 from proofs.language import Grad, Slope, covariance, variance
-from proofs.machine import Listed
 from proofs.symbols import A, h, p, r, v
+from proofs.worlds import Listed
 
 _c, _best = sp.Symbol("c", real=True), sp.Symbol("cstar")
 BEST = -covariance(p, h, A) / variance(p, A)

@@ -16,10 +16,10 @@ import sympy as sp
 
 from proofs.certificate import DIVERGENCE, Claim, Statement, equal, related
 from proofs.language import KL, By, E, Grad, Total
-from proofs.machine import Numbers
 from proofs.optimum import BOLTZMANN
 from proofs.softmax_fisher import SOFTMAX
 from proofs.symbols import R, a, best, beta, p, r, v
+from proofs.worlds import Numbers
 
 eta, _c, _y, _p_min = sp.Symbol("eta", positive=True), sp.Symbol("c_k"), sp.Symbol("y", real=True), sp.Symbol("p_min")
 _now = sp.Symbol("p_k", positive=True)

@@ -13,8 +13,8 @@ import sympy as sp
 from proofs.certificate import ANY_MASS, Claim, Statement, equal
 from proofs.definitions import jeffreys, jensen_shannon, kl, pearson_chi2, ukl
 from proofs.language import E, Grad, Slope, Total, score
-from proofs.machine import Numbers
 from proofs.symbols import MOVING, A, Z, beta, f, f_prime, log_v, p, r, u, v, w
+from proofs.worlds import Numbers
 
 
 @dataclass(frozen=True)

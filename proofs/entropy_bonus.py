@@ -13,8 +13,8 @@ import sympy as sp
 
 from proofs.certificate import NORMALISED, TREES, Claim, Statement, equal
 from proofs.language import KL, E, Grad, Next, Total, at, over
-from proofs.machine import Tree
 from proofs.symbols import R, T, beta, p, q, t
+from proofs.worlds import Tree
 
 _n, _size = sp.symbols("n n_t", positive=True)
 COUNT = {"n": Total(sp.Integer(1))}

@@ -105,8 +105,8 @@ class Poly:
         if not self.terms:
             raise ZeroDivisionError("0 has no power below 1")
         content, size, rest = _split(self)
-        scaled = Poly({tuple((unknown, e * exponent) for unknown, e in content): Fraction(1)})
-        result = scaled * _rational_power(size, exponent)
+        powers, scale = _times((), tuple((unknown, e * exponent) for unknown, e in content))  # 1/√2 becomes √2/2
+        result = Poly({powers: scale}) * _rational_power(size, exponent)
         return result if rest is None else result * Poly({((intern(("sum", rest)), exponent),): Fraction(1)})
 
     def log(self) -> "Poly":

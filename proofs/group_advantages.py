@@ -20,8 +20,8 @@ import sympy as sp
 
 from proofs.certificate import GROUPS, NORMALISED, Claim, Statement, equal
 from proofs.language import NOT, E, Grad, OfGroup, Ratio, at, over, score, variance
-from proofs.machine import Listed
 from proofs.symbols import G, K, R, b, beta, f, h, i, j, k, p, q, r, v, w
+from proofs.worlds import Listed
 
 FACTOR = (G - 1) / G
 MEAN = over(j, at(R, j)) / G

@@ -11,8 +11,8 @@ import sympy as sp
 from proofs.certificate import DIVERGENCE, Claim, Statement, equal, related
 from proofs.definitions import k1, k3
 from proofs.language import Grad, score
-from proofs.machine import Numbers
 from proofs.symbols import v
+from proofs.worlds import Numbers
 
 PENALTY = k3(1 / v)
 

@@ -15,8 +15,8 @@ import sympy as sp
 
 from proofs.certificate import POSITIVE, Claim, Statement, equal, related
 from proofs.language import InReward, Total
-from proofs.machine import Listed, Numbers
 from proofs.symbols import R, beta, falling, r, to_lagrange
+from proofs.worlds import Listed, Numbers
 
 _j, _k, _now, _once, _twice = sp.symbols("j k p_j p_once p_twice", positive=True)
 

@@ -16,9 +16,9 @@ import sympy as sp
 from proofs.certificate import NO_COMBINATION, Claim, Statement, equal, related
 from proofs.definitions import k1, k2, k3
 from proofs.language import KL, SG, E, Grad, score
-from proofs.machine import Listed
 from proofs.one_idea import reinforce_loss
 from proofs.symbols import p, q, r, u, v, w
+from proofs.worlds import Listed
 
 LIVE_ONE = p / SG(p)  # exp(log π_θ − SG(log π_θ)): its value is 1, its gradient ∇log π_θ
 Y, Y_AT_OLD = 1 / v, u  # π_ref/π_θ and π_ref/π_old

@@ -106,6 +106,13 @@ class OfGroup(Node):
     """OfGroup(m, X): the expectation of X over G independent samples of m. Source: definition."""
 
 
+class OfOthers(Node):
+    """OfOthers(m, X): the expectation of X over G − 1 further samples of m, over which the indices run.
+
+    Source: definition.
+    """
+
+
 class Ratio(Node):
     """Ratio(a, b): a/b, and 0 where b is 0. Source: Shao et al. 2024."""
 
@@ -212,7 +219,23 @@ _SPELT = {
     "std": r"\mathrm{std}",
     "mu": r"\mu",
     "cstar": "c^*",
+    "length": "t",
+    "sigma_T": r"\sigma",
+    "H_p": "H_p(T)",
+    "H_q": "H_q(T)",
+    "alpha": r"\alpha",
+    "mass_K_p": "p(K)",
+    "mass_K_q": "q(K)",
+    "mass_p": "p(S)",
+    "mass_q": "q(S)",
+    "bstar": "b^*",
+    "kappa": r"\kappa",
+    "kappa_other": r"\kappa'",
+    "beta_1": r"\beta_1",
     "beta_2": r"\beta_2",
+    "grad": r"\hat g",
+    "c_": "c",
+    "A_": "A'",
     "epsilon": r"\varepsilon",
     "eta": r"\eta",
     "lambda_star": r"\lambda^*",
@@ -224,11 +247,13 @@ _SPELT = {
     "p_hat": r"\hat p",
     "p_once": r"p_{\mathrm{once}}",
     "p_twice": r"p_{\mathrm{twice}}",
+    "vbar": r"\bar v",
+    "v_kept": r"v_{\mathrm{kept}}",
     "bound": r"\bar c",
     "nu": r"\nu",
     "s_best": "s^*",
-    "M": "M(x,y)",
-    "M_T": "M(y,x)",
+    "payoff": "M(x,y)",
+    "payoff_T": "M(y,x)",
 }
 _RELATIONS = {FROM: r"\ge", AFTER: ">", BEFORE: "<", UP_TO: r"\le", NOT: r"\ne"}
 _SCOPES = {WITHIN: "{}", PAST: "<{}", THROUGH: r"\le {}", LAST: "{}-1"}
@@ -264,14 +289,15 @@ def _atom(expression: sp.Expr) -> str:
     return latex(expression) if plain else _bracketed(expression)
 
 
-_BESIDE = (E, Versus, Over, Grad, OfGroup, Next, Given, sp.log, *_DIVERGENCES)  # beside a fraction, not above its line
+# Beside a fraction, not above its line.
+_BESIDE = (E, Versus, Over, Grad, OfGroup, OfOthers, Next, Given, sp.log, *_DIVERGENCES)
 
 
 def _rank(factor: sp.Expr) -> tuple[int, str]:
     base = factor.base if factor.is_Pow else factor
     kinds = [
         base.is_Symbol and base not in KINDS and base not in RATIOS,
-        base.func in (E, Versus, OfGroup, Next, Given, Total, Over) or base.func in _DIVERGENCES,
+        base.func in (E, Versus, OfGroup, OfOthers, Next, Given, Total, Over) or base.func in _DIVERGENCES,
         base.func in (Grad, By, Along, Partial),
         base.func is sp.log,
     ]
@@ -357,6 +383,7 @@ def _over(expression: sp.Expr) -> str:
 def _at(expression: sp.Expr) -> str:
     value, index, scope = expression.args
     base = name(value) if value.is_Symbol else _bracketed(value)
+    base = f"({base})" if "_" in base and value.is_Symbol else base  # one subscript a symbol
     return rf"{base}_{{{_SCOPES[scope].format(latex(index))}}}"
 
 
@@ -392,6 +419,7 @@ _PRINTERS: dict[type, Callable[[sp.Expr], str]] = {
     Given: _given,
     Versus: lambda e: rf"E_{{y\sim {latex(e.args[0])}}}\left[{latex(e.args[1])}\right]",
     OfGroup: lambda e: rf"E_{{{latex(e.args[0])}^G}}\left[{latex(e.args[1])}\right]",
+    OfOthers: lambda e: rf"E_{{{latex(e.args[0])}^{{G-1}}}}\left[{latex(e.args[1])}\right]",
     Ratio: lambda e: rf"\frac{{{latex(e.args[0])}}}{{{latex(e.args[1])}}}",
     Larger: lambda e: rf"\max({latex(e.args[0])},\,{latex(e.args[1])})",
     Smaller: lambda e: rf"\min({latex(e.args[0])},\,{latex(e.args[1])})",

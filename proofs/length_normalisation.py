@@ -12,8 +12,8 @@ import sympy as sp
 from proofs.certificate import DIFFERENT, GROUPS, TREES, Claim, Statement, equal, related
 from proofs.group_advantages import GROUP_MEAN_ADVANTAGE, LEAVE_ONE_OUT_ADVANTAGE, group_gradient
 from proofs.language import SG, E, Grad, OfGroup, at, over, score
-from proofs.machine import Space
 from proofs.symbols import G, R, T, b, i, p, t, v
+from proofs.worlds import Space
 
 SHORTER, PER_TOKEN, EXACT = Grad(E(p, 1 / T)), Grad(E(p, R / T)), Grad(E(p, R))
 K1 = sp.log(v) / T

@@ -1,20 +1,13 @@
 """One interpreter of the language for two kinds of number: exact ones with unknowns, and enclosed ones at a witness.
 
-The first proves an equation, the second refutes one. A value is a list: the number and its derivatives in θ. A *world*
-says what an outcome is:
-
-    Space       one decision. Exactly: any outcome space, a sum over outcomes being an unknown of its own (its moment),
-                of which only Σp = 1, Σ∇p = 0 and the like are known. At a witness: three outcomes.
-    Listed      one decision with so many outcomes, listed in both kinds of number.
-    Tree        a response of several tokens, every response of a tree listed.
-    Numbers     no outcome at all.
+The first proves an equation, the second refutes one. A value is a jet (`proofs.jets`), and a world says what an outcome
+is (`proofs.worlds`).
 
 Source: definitions; forward-mode differentiation.
 """
 
 import random
 from collections.abc import Callable, Mapping
-from dataclasses import dataclass, field
 from fractions import Fraction
 from functools import cached_property
 from itertools import product
@@ -25,103 +18,15 @@ from proofs import language as lang
 from proofs import symbols as sym
 from proofs.enclosed import Real
 from proofs.exact import NoValueError, Poly, intern, is_zero, limit, unknown_of
+from proofs.jets import Jet, Number, added, composed, rational, times
+from proofs.moments import is_positive, outcomes_of, renamed
+from proofs.worlds import OUTCOMES, Listed, Numbers, Space, Tokens, Tree, World
 
-Number = Poly | Real
-Jet = list[Number]
 Env = Mapping[object, object]
-OUTCOMES = 3
 INDICATED = (1, 0, 1)  # which of three outcomes an indicator holds for
 RIGHT = (1, 0, 0)  # a reward of 0 or 1: the first outcome is right
 LENGTHS = (1, 3, 4)
-
-TREE = ((0,), (1, 0), (1, 1, 0), (1, 1, 1), (2, 0), (2, 1))
-Tokens = tuple[int, ...]
-
-
-@dataclass(frozen=True)
-class World:
-    """What an outcome is, and what is assumed of the policies. `quantifiers` says it in words.
-
-    Attributes:
-        any_mass: the measures that need not have mass one; of q the mass is always Z.
-        old_is_normalised: Z = 1.
-        group: the number of samples in a group, or a symbol for any number; None where there are no groups.
-        right: the reward is 1 for one outcome and 0 for the others.
-        ray: logits are differentiated along themselves.
-        equal_lengths: T is one number.
-        at: the number for each symbol where a claim is about one example; policies by outcome or by history.
-        region: what else is known of a symbol, in LaTeX, and its values as an expression in symbols above 0.
-
-    Source: ours.
-    """
-
-    any_mass: tuple[sp.Symbol, ...] = (sym.r,)
-    old_is_normalised: bool = False
-    group: sp.Symbol | int | None = None
-    right: bool = False
-    ray: bool = False
-    equal_lengths: bool = False
-    at: Mapping[sp.Symbol, object] = field(default_factory=dict, hash=False)
-    region: tuple[tuple[sp.Symbol, str, sp.Expr], ...] = ()
-
-
-@dataclass(frozen=True)
-class Space(World):
-    """One decision among any outcomes. Source: ours."""
-
-
-@dataclass(frozen=True)
-class Listed(World):
-    """One decision among so many outcomes. Source: ours."""
-
-    outcomes: int = OUTCOMES
-
-
-@dataclass(frozen=True)
-class Tree(World):
-    """A response of several tokens.
-
-    Attributes:
-        leaves: every response.
-        switches: the histories after which the sampler's version is chosen by chance. The choice stands in a response
-            as a token. Every policy gives it the same probability, which θ does not change. Only the sampler and the
-            indicator K see it.
-
-    Source: ours.
-    """
-
-    leaves: tuple[Tokens, ...] = TREE
-    switches: tuple[Tokens, ...] = ()
-
-    def text(self, history: Tokens) -> Tokens:
-        """Return a history without the choices of version. Source: ours."""
-        return tuple(token for n, token in enumerate(history) if history[:n] not in self.switches)
-
-
-@dataclass(frozen=True)
-class Numbers(World):
-    """No outcome: algebra. Source: ours."""
-
-
-def _binomial(first: Jet, second: Jet) -> Jet:
-    """Return the product. Source: Leibniz."""
-    total = [first[0] * second[0]]
-    if len(first) > 1:
-        total.append(first[0] * second[1] + first[1] * second[0])
-    if len(first) > 2:
-        cross = first[1] * second[1]
-        total.append(first[0] * second[2] + cross + cross + first[2] * second[0])
-    return total
-
-
-def _compose(inner: Jet, outer: Jet) -> Jet:
-    """Return the chain rule's outcome; `outer` holds a function's derivatives at inner[0]. Source: the chain rule."""
-    total = [outer[0]]
-    if len(inner) > 1:
-        total.append(outer[1] * inner[1])
-    if len(inner) > 2:
-        total.append(outer[2] * inner[1] * inner[1] + outer[1] * inner[2])
-    return total
+_SIGNS = {sym.falling: (1, -1, 1)}  # of its value, its slope and its curvature
 
 
 class Machine:
@@ -187,7 +92,7 @@ class Machine:
         if e.is_Mul:
             result = self.evaluate(e.args[0], order, env)
             for x in e.args[1:]:
-                result = _binomial(result, self.evaluate(x, order, env))
+                result = times(result, self.evaluate(x, order, env))
             return result
         if e.is_Pow and e.base == sp.E:
             return self._exp(self.evaluate(e.exp, order, env))
@@ -199,16 +104,16 @@ class Machine:
 
     def _power(self, e: sp.Expr, order: int, env: Env) -> Jet:
         base, exponent = self.evaluate(e.base, order, env), self.evaluate(e.exp, order, env)
-        n = _plain(exponent)
+        n = rational(exponent)
         if n is None:
-            return self._exp(_binomial(exponent, self._log_jet(base)))
-        if n > 0 and all(_plain([x]) == 0 for x in base):
+            return self._exp(times(exponent, self._log_jet(base)))
+        if n > 0 and all(rational([x]) == 0 for x in base):
             return self.constant(0, order)
         outer, factor = [], Fraction(1)
         for k in range(order + 1):
             outer.append(base[0].power(n - k) * self.number(factor) if factor else self.number(0))
             factor *= n - k
-        return _compose(base, outer)
+        return composed(base, outer)
 
     def _log_jet(self, x: Jet) -> Jet:
         outer = [x[0].log()]
@@ -216,14 +121,14 @@ class Machine:
             outer.append(x[0].power(Fraction(-1)))
         if len(x) > 2:
             outer.append(-x[0].power(Fraction(-2)))
-        return _compose(x, outer)
+        return composed(x, outer)
 
     def _log(self, e: sp.Expr, order: int, env: Env) -> Jet:
         return self._log_jet(self.evaluate(e.args[0], order, env))
 
     def _exp(self, x: sp.Expr | Jet, order: int = 0, env: Env | None = None) -> Jet:
         inner = x if isinstance(x, list) else self.evaluate(x.args[0], order, env)
-        return _compose(inner, [inner[0].exp()] * len(inner))
+        return composed(inner, [inner[0].exp()] * len(inner))
 
     def _asin(self, e: sp.Expr, order: int, env: Env) -> Jet:
         inner = self.evaluate(e.args[0], order, env)
@@ -231,12 +136,12 @@ class Machine:
             raise ValueError("only the derivative of an arcsine is known.")
         value = inner[0].apply("asin") if self.exact else self.number(0)
         slope = (self.number(1) - inner[0] * inner[0]).power(Fraction(-1, 2)) if order else None
-        return _compose(inner, [value, slope][: order + 1])
+        return composed(inner, [value, slope][: order + 1])
 
     def generated(self, e: sp.Expr, order: int, env: Env) -> Jet:
         """Return a derivative of the arbitrary generator, which is 0 at 1. Source: definition."""
         inner, first = self.evaluate(e.args[0], order, env), sym.DERIVATIVE[e.func]
-        return _compose(inner, [self._generator(first + k, inner[0]) for k in range(order + 1)])
+        return composed(inner, [self._generator(first + k, inner[0]) for k in range(order + 1)])
 
     def _generator(self, k: int, x: Number) -> Number:
         if self.exact:
@@ -309,7 +214,7 @@ class Machine:
         tail = [self.number(0)] * (order - orders)
         if e == sym.q and e not in self.world.at:
             mass = self.constant(1, order) if self.world.old_is_normalised else self._free(sym.Z, order)
-            return _binomial(mass, self._of_outcome(sym.q_tilde, order, x))
+            return times(mass, self._of_outcome(sym.q_tilde, order, x))
         if e == sym.z:
             direction = self.table.get("direction", sym.a)
             value = self._atom(e, x, 0, positive=False)
@@ -326,7 +231,7 @@ class Machine:
                 return self.constant(INDICATED[x % 3], order)
             if kind == sym.LENGTH:
                 return self.constant(LENGTHS[x % 3], order)
-        if kind == sym.INDICATOR:
+        if kind == sym.INDICATOR and e not in self.world.at:
             return [Poly({((intern(("indicator", (e.name, x))), Fraction(1)),): Fraction(1)})] + tail
         positive = kind in (sym.LIVE_POLICY, sym.POLICY, sym.MEASURE, sym.LENGTH)
         return [self._atom(e, x, k, positive=positive and k == 0) for k in range(orders + 1)] + tail
@@ -374,9 +279,9 @@ class Machine:
     def total(self, body: Callable[[Env], Jet], order: int, env: Env) -> Jet:
         """Return the sum over outcomes. Source: definition."""
         if isinstance(self.world, Tree):
-            return _added([body({**env, "y": leaf}) for leaf in self.world.leaves])
+            return added([body({**env, "y": leaf}) for leaf in self.world.leaves])
         if not self._is_generic:
-            return _added([body({**env, "x": x}) for x in range(self.size)])
+            return added([body({**env, "x": x}) for x in range(self.size)])
         depth = env.get("depth", 0)
         values = body({**env, "x": depth, "depth": depth + 1})
         return [self.moment(value, depth) for value in values]
@@ -401,7 +306,7 @@ class Machine:
                 is_policy = sym.KINDS[symbol] in (sym.LIVE_POLICY, sym.POLICY, sym.MEASURE)
                 if is_policy and symbol not in self.world.any_mass:
                     return Poly(int(key[2] == 0))
-        return Poly({((intern(("positive" if _is_positive(powers) else "real", ("moment", powers))), Fraction(1)),): 1})
+        return Poly({((intern(("positive" if is_positive(powers) else "real", ("moment", powers))), Fraction(1)),): 1})
 
     def _E(self, e: sp.Expr, order: int, env: Env) -> Jet:  # noqa: N802
         return self.total(lambda inner: self.evaluate(e.args[0] * e.args[1], order, inner), order, env)
@@ -409,7 +314,7 @@ class Machine:
     def _Versus(self, e: sp.Expr, order: int, env: Env) -> Jet:  # noqa: N802
         measure, value = e.args
         drawn = [(self.evaluate(measure, order, {"x": y}), {**env, "against": y}) for y in range(self.size)]
-        return _added([_binomial(chance, self.evaluate(value, order, inner)) for chance, inner in drawn])
+        return added([times(chance, self.evaluate(value, order, inner)) for chance, inner in drawn])
 
     def _Total(self, e: sp.Expr, order: int, env: Env) -> Jet:  # noqa: N802
         return self.total(lambda inner: self.evaluate(e.args[0], order, inner), order, env)
@@ -451,11 +356,11 @@ class Machine:
 
     def _Partial(self, e: sp.Expr, order: int, env: Env) -> Jet:  # noqa: N802
         value, density = (self.evaluate(x, order + 1, env)[1:] for x in (e.args[0], sym.p))
-        return _binomial(value, [density[0].power(Fraction(-1))] + [self.number(0)] * order)
+        return times(value, [density[0].power(Fraction(-1))] + [self.number(0)] * order)
 
     def _Slope(self, e: sp.Expr, order: int, env: Env) -> Jet:  # noqa: N802
         v, value = self.evaluate(e.args[1], order + 1, env), self.evaluate(e.args[0], order + 1, env)
-        return _binomial(v[:-1], _binomial(value[1:], [v[1].power(Fraction(-1))] + [self.number(0)] * order))
+        return times(v[:-1], times(value[1:], [v[1].power(Fraction(-1))] + [self.number(0)] * order))
 
     def _Ratio(self, e: sp.Expr, order: int, env: Env) -> Jet:  # noqa: N802
         below = self.evaluate(e.args[1], order, env)
@@ -478,7 +383,7 @@ class Machine:
 
     def _Over(self, e: sp.Expr, order: int, env: Env) -> Jet:  # noqa: N802
         value, index, relation, other = e.args
-        length = len(env["y"]) if "y" in env else self.group
+        length = len(env["y"]) if "y" in env else env.get("others", self.group)
         if isinstance(length, int):
             last = env.get(other, 0)
             allowed = {
@@ -490,7 +395,7 @@ class Machine:
                 lang.NOT: lambda n: n != last,
             }[relation]
             values = [self.evaluate(value, order, {**env, index: n}) for n in range(1, length + 1) if allowed(n)]
-            return _added(values) if values else self.constant(0, order)
+            return added(values) if values else self.constant(0, order)
         # Any number of samples: those that are named already, and as many others as there are, which are alike.
         slots = env.get("samples", ())
         named = [n for n in slots if relation == lang.ALL or n != env[other]]
@@ -499,7 +404,7 @@ class Machine:
         rest = [rest[0] - self.number(len(slots)), *rest[1:]]
         new = self.evaluate(value, order, {**env, index: fresh, "samples": (*slots, fresh)})
         parts = [self.evaluate(value, order, {**env, index: n}) for n in named]
-        return _added([*parts, _binomial(rest, new)])
+        return added([*parts, times(rest, new)])
 
     def _OfGroup(self, e: sp.Expr, order: int, env: Env) -> Jet:  # noqa: N802
         measure, value = e.args
@@ -509,15 +414,41 @@ class Machine:
             for drawn in product(range(self.size), repeat=size):
                 chance = self.constant(1, order)
                 for x in drawn:
-                    chance = _binomial(chance, self.evaluate(measure, order, {"x": x}))
+                    chance = times(chance, self.evaluate(measure, order, {"x": x}))
                 inner = {("sample", n): x for n, x in enumerate(drawn, start=1)}
-                total.append(_binomial(chance, self.evaluate(value, order, inner)))
-            return _added(total)
+                total.append(times(chance, self.evaluate(value, order, inner)))
+            return added(total)
+        if self._sums(value) > 1:
+            raise ValueError("at any group size a sum over the group may stand in another, but not beside it.")
         values = self.evaluate(value, order, {**env, "samples": ()})
-        for n in range(1, 4):
-            values = _binomial(values, self.evaluate(measure, order, {"x": ("sample", n)}))
+        for n in range(1, 5):
+            values = times(values, self.evaluate(measure, order, {"x": ("sample", n)}))
             values = [self.moment(x, ("sample", n)) for x in values]
         return values
+
+    def _sums(self, e: sp.Expr) -> int:
+        """Return how many sums over the group are multiplied; of one in a function, two: the function is not linear.
+
+        Every sum stands for as many copies of its first new sample. The copies of two sums beside each other would be
+        one and the same sample.
+        """
+        if e in self.definitions:
+            return self._sums(self.definitions[e])
+        inner = [self._sums(x) for x in e.args]
+        if e.func is lang.Over:
+            return max(1, inner[0])
+        return sum(inner) if e.is_Mul else max(inner, default=0) * (1 if e.is_Add else 2)
+
+    def _OfOthers(self, e: sp.Expr, order: int, env: Env) -> Jet:  # noqa: N802
+        measure, value = e.args
+        total, others = [], self.group - 1
+        for drawn in product(range(self.size), repeat=others):
+            chance = self.constant(1, order)
+            for x in drawn:
+                chance = times(chance, self.evaluate(measure, order, {"x": x}))
+            inner = {**env, "others": others, **{("sample", n): x for n, x in enumerate(drawn, start=1)}}
+            total.append(times(chance, self.evaluate(value, order, inner)))
+        return added(total)
 
     def _At(self, e: sp.Expr, order: int, env: Env) -> Jet:  # noqa: N802
         value, index, scope = e.args
@@ -545,6 +476,8 @@ class Machine:
             return self._chance(e, y, order)
         if e == sym.T:
             return self.constant(len(self.world.text(y)), order)
+        if e in self.world.at:
+            return self.constant(sp.sympify(self.world.at[e][y]), order)
         seen = y if e == sym.K else self.world.text(y)  # a rule that drops responses may look at their versions
         return [self.unknown((e.name, seen), positive=False)] + [self.number(0)] * order
 
@@ -555,7 +488,7 @@ class Machine:
         if key not in self.memo:
             result = self.constant(1, order)
             for n in range(len(y)):
-                result = _binomial(result, self._step(policy, y[:n], y[n], order))
+                result = times(result, self._step(policy, y[:n], y[n], order))
             self.memo[key] = result
         return self.memo[key]
 
@@ -592,7 +525,7 @@ class Machine:
 
     def _next(self, value: sp.Expr, index: sp.Symbol, order: int, env: Env) -> Jet:
         history = env["y"][: env[index] - 1]
-        return _added(
+        return added(
             [self.evaluate(value, order, {**env, "y": (*history, token)}) for token in self._children(history)]
         )
 
@@ -608,9 +541,9 @@ class Machine:
             if leaf[: len(start)] == start:
                 chance = self.constant(1, order)
                 for n in range(len(start), len(leaf)):
-                    chance = _binomial(chance, self._step(measure, leaf[:n], leaf[n], order))
-                total.append(_binomial(chance, self.evaluate(value, order, {**env, "y": leaf})))
-        return _added(total)
+                    chance = times(chance, self._step(measure, leaf[:n], leaf[n], order))
+                total.append(times(chance, self.evaluate(value, order, {**env, "y": leaf})))
+        return added(total)
 
     def _Limit(self, e: sp.Expr, order: int, env: Env) -> Jet:  # noqa: N802
         exact = self if self.exact else Machine(self.world, self.definitions)
@@ -653,68 +586,3 @@ class Machine:
     def vanishes(self, e: sp.Expr) -> bool:
         """Return whether it is zero, exactly. Source: `proofs.exact.is_zero`."""
         return is_zero(self.value(e), self.relations)
-
-
-def _plain(jet: Jet) -> Fraction | None:
-    """Return the rational number that does not move, if it is one."""
-    found = [x.value if isinstance(x, Real) else x.terms.get((), Fraction(0)) for x in jet]
-    exact = all(isinstance(x, Fraction) for x in found)
-    exact &= all(isinstance(x, Real) or set(x.terms) <= {()} for x in jet)
-    return found[0] if exact and not any(found[1:]) else None
-
-
-_SIGNS = {sym.falling: (1, -1, 1)}  # of its value, its slope and its curvature
-
-
-def _added(jets: list[Jet]) -> Jet:
-    return [sum(parts[1:], parts[0]) for parts in zip(*jets, strict=True)]
-
-
-_outcomes: dict[int, frozenset] = {}
-
-
-def outcomes_of(unknown: int) -> frozenset:
-    """Return the outcomes of which an unknown speaks. Source: ours."""
-    if unknown not in _outcomes:
-        _outcomes[unknown] = frozenset(_found(unknown))
-    return _outcomes[unknown]
-
-
-def _found(unknown: int) -> set:
-    kind, key = unknown_of(unknown)[:2]
-    if kind in ("positive", "real", "indicator"):
-        named = isinstance(key, tuple) and len(key) == 3 and key[0] != "moment" and isinstance(key[0], str)
-        return {key[1]} if named or (kind == "indicator") else set()
-    if kind == "prime":
-        return set()
-    if kind == "log":
-        return set(outcomes_of(key))
-    if kind == "exp":
-        return set().union(*(outcomes_of(x) for x, _ in key))
-    return set().union(*(outcomes_of(x) for powers, _ in key for x, _ in powers))  # a sum, or a function of one
-
-
-def renamed(unknown: int, x: object) -> int:
-    """Return the same unknown of the outcome that a moment's key speaks of. Source: ours."""
-    return _renamed(unknown, x)
-
-
-def _renamed(unknown: int, x: object) -> int:
-    if x not in outcomes_of(unknown):
-        return unknown
-    kind, key = unknown_of(unknown)[:2]
-    if kind in ("positive", "real"):
-        return intern((kind, (key[0], "any", key[2])))
-    if kind == "indicator":
-        return intern((kind, (key[0], "any")))
-    if kind == "log":
-        return intern((kind, _renamed(key, x)))
-    if kind == "exp":
-        return intern((kind, tuple(sorted((_renamed(y, x), e) for y, e in key))))
-    return intern(
-        (kind, tuple(sorted((tuple(sorted((_renamed(y, x), e) for y, e in powers)), c) for powers, c in key)))
-    )
-
-
-def _is_positive(powers: tuple) -> bool:
-    return all(unknown_of(unknown)[0] in ("positive", "prime", "exp") for unknown, _ in powers)

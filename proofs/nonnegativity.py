@@ -13,8 +13,8 @@ import sympy as sp
 from proofs.certificate import ANY_MASS, DIVERGENCE, Claim, Statement, equal, related
 from proofs.divergence_table import TABLE, defined
 from proofs.language import KL, UKL
-from proofs.machine import Numbers
 from proofs.symbols import p, q_tilde, r
+from proofs.worlds import Numbers
 
 POSITIVE = ("ufkl", "urkl", "jeffreys", "js", "chi2")
 

@@ -10,8 +10,8 @@ import sympy as sp
 
 from proofs.certificate import EQUAL, LESS, POSITIVE, Claim, Statement, related
 from proofs.language import THROUGH, at, over, score, variance
-from proofs.machine import Tree
 from proofs.symbols import p, q, r, t, v, w
+from proofs.worlds import Tree
 
 # Odds of token 0 after the empty history, after 0 and after 1, under π_θ, π_old and π_ref.
 _QUARTER, _HALF = sp.Rational(1, 4), sp.Rational(1, 2)

@@ -10,7 +10,7 @@ Source: arXiv 2505.17508, §3.3, App. G; the decay is ours.
 import sympy as sp
 
 from proofs.certificate import Claim, Statement, equal
-from proofs.machine import Numbers
+from proofs.worlds import Numbers
 
 _decay, _sum, _count, _kl = sp.symbols("lambda_ N D KL", positive=True)
 _average, _seen = (1 - _decay) * _sum, (1 - _decay) * _count  # the state, and the weight seen: 1 − λ^n

@@ -13,9 +13,9 @@ from proofs.certificate import ANY_MASS, DIFFERENT, Claim, Statement, equal, rel
 from proofs.definitions import k1
 from proofs.divergence_table import TABLE
 from proofs.language import JS, KL, UKL, E, Grad, Jeffreys, Larger, Smaller
-from proofs.machine import Numbers
 from proofs.one_idea import reinforce_loss
 from proofs.symbols import MOVING, R, beta, p, q, r, v, w
+from proofs.worlds import Numbers
 
 _penalty = sp.Symbol("x", real=True)
 CLAMP = Larger(-10, Smaller(_penalty, 10))

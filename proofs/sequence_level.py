@@ -12,8 +12,8 @@ import sympy as sp
 from proofs.certificate import DIFFERENT, NORMALISED, TREES, Claim, Statement, equal, related
 from proofs.definitions import k3
 from proofs.language import KL, SG, E, Grad, Total, at, over, score
-from proofs.machine import Space
 from proofs.symbols import J, R, T, b, beta, f, f_prime, p, q, r, t, u, v, w
+from proofs.worlds import Space
 
 LOG_V, SCORES = over(t, sp.log(at(v, t))), over(t, score(at(p, t)))
 TOKEN_SURROGATE = over(t, -at(w, t) * R + beta * at(u, t) * f(at(v, t)))

@@ -11,8 +11,8 @@ import sympy as sp
 
 from proofs.certificate import Claim, Statement, equal
 from proofs.language import Along, E, Grad, Total
-from proofs.machine import Space
 from proofs.symbols import a, p, z
+from proofs.worlds import Space
 
 SOFTMAX = {"p": sp.exp(z) / Total(sp.exp(z))}
 ENTROPY = -E(p, sp.log(p))

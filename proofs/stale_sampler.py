@@ -26,8 +26,8 @@ import sympy as sp
 
 from proofs.certificate import ANY, NORMALISED, TREES, Claim, Statement, equal
 from proofs.language import KL, PAST, SG, THROUGH, E, Given, Grad, Next, at, over
-from proofs.machine import Tree
 from proofs.symbols import A, J, K, R, beta, f, h, loss, p, q, r, s, t, u, v, w
+from proofs.worlds import Tree
 
 # A switch after the token 1, and, if it chose version 0, another one two tokens later.
 SWITCHES = ((1,), (1, 0, 1))

@@ -35,7 +35,9 @@ w_other = sp.Symbol("w_other", positive=True)  # another value of w
 MOVING = sp.Symbol("moving", positive=True)  # in algebra: θ itself
 falling = sp.Symbol("F", positive=True)  # in algebra: a positive, falling, convex function of the reward
 to_lagrange = sp.Symbol("to_lagrange", positive=True)  # in algebra: λ − R, positive
-payoff, transposed = sp.symbols("M M_T", real=True)  # M(x, y) of one's own x and the opponent's y; and M(y, x)
+payoff, transposed = sp.symbols(
+    "payoff payoff_T", real=True
+)  # M(x, y) of one's own x and the opponent's y; and M(y, x)
 i, j, k, t = sp.symbols("i j k t", integer=True)
 
 # What stands behind a name. Every other symbol is one number.

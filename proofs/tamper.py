@@ -7,7 +7,7 @@ A statement is one object, so that a change is made in what is printed and in wh
     sign        a term of a sum, a factor −1, or one side of the statement changes its sign
     direction   one policy for another (p, q, r), one ratio for another (w, u, v), a divergence's arguments exchanged
     weight      a factor is dropped, or doubled (squared)
-    prefix      the tokens before t, up to t, t alone, and the one before t, one for another
+    prefix      the tokens before t, up to t, t alone, and the one before t, one for another (in a tree)
     index       the index of one sum for that of another; all others for all
     detach      a stop-gradient is taken away, or put around a live ratio of which a gradient is taken
     relation    = for ≠, < for >, a gradient in a span for one outside, and the like
@@ -42,8 +42,8 @@ from proofs.certificate import (
     is_refuted,
     witnesses_against,
 )
-from proofs.machine import Numbers
 from proofs.symbols import RATIOS, K, R, p, q, q_tilde, r, s, u, v, w
+from proofs.worlds import Numbers, Tree
 
 POLICIES = (p, q, r)
 SWAPPED = {
@@ -213,6 +213,8 @@ def tampered(claim: Claim) -> Iterator[Tampered]:
     seen = set()
     for before in claim.statements:
         for kind, after in _of_statement(before):
+            if kind == "prefix" and not isinstance(before.world, Tree):
+                continue
             key = (after.left, after.relation, after.right, tuple(after.definitions.items()), id(after.world))
             if key not in seen and after != before:
                 seen.add(key)
@@ -292,8 +294,8 @@ def reason(change: Tampered) -> str:
         return "the term that changed is constant in the number that moves, or linear where two derivatives are taken"
     if sp.S.Zero in (before.left, before.right) and sp.S.Zero in (after.left, after.right):
         return "what was zero stays zero"
-    squares = {K**2: K} | ({R**2: R} if before.world.right else {})
-    if change.kind == "weight" and tuple(x.xreplace(squares) for x in _sides(after)) == _sides(before):
+    squares = {K**2: K, (1 - K) ** 2: 1 - K} | ({R**2: R} if before.world.right else {})
+    if tuple(x.xreplace(squares) for x in _sides(after)) == _sides(before):
         return "what is 0 or 1 is its own square"
     return REASONS[change.kind]
 

@@ -16,8 +16,8 @@ import sympy as sp
 
 from proofs.certificate import NORMALISED, Claim, Statement, equal
 from proofs.language import KL, NOT, SG, E, Grad, OfGroup, Total, at, over, score, variance
-from proofs.machine import Numbers, Space
 from proofs.symbols import G, J, R, best, beta, f, f_prime, i, j, p, q, r, u, v, w
+from proofs.worlds import Numbers, Space
 
 draws, c = sp.symbols("k c", positive=True)
 BINARY = Space(any_mass=(), old_is_normalised=True, right=True)

@@ -12,7 +12,7 @@ import sympy as sp
 from proofs.certificate import Claim, Statement, equal
 from proofs.definitions import kl
 from proofs.language import Limit
-from proofs.machine import Numbers
+from proofs.worlds import Numbers
 
 _epsilon, _odds, _kept = sp.symbols("epsilon o kept", positive=True)
 KEPT = _odds / (1 + _odds)  # the probability of the outcome under the policy that keeps it; o are its odds

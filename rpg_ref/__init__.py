@@ -12,7 +12,7 @@ from rpg_ref.divergences import DIVERGENCES, Divergence
 from rpg_ref.estimators import k1, k2, k3
 from rpg_ref.fused import FusedOutput, fused_logprobs, fused_loss
 from rpg_ref.gates import gated_loss
-from rpg_ref.logprobs import token_entropy, token_logprobs
+from rpg_ref.logprobs import token_entropy, token_logprobs, with_rest
 from rpg_ref.objective import Objective
 from rpg_ref.ppo import grpo_corrected_loss, grpo_loss, k2_loss, kl_in_reward_loss, ppo_loss
 from rpg_ref.prefix import per_decision_loss
@@ -69,4 +69,5 @@ __all__ = [
     "token_entropy",
     "token_logprobs",
     "weight",
+    "with_rest",
 ]

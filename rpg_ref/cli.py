@@ -13,10 +13,12 @@ from typing import Any, NoReturn
 from rpg_ref.audit.denominator import BIAS
 from rpg_ref.audit.identify import identify
 from rpg_ref.audit.model import identify_model
+from rpg_ref.audit.present import as_markdown, as_text, reaches
+from rpg_ref.audit.remarks import SEVERITIES
 from rpg_ref.audit.run import Row as Audited
 from rpg_ref.audit.run import Unavailable, audit, cases_of, function_at, is_step
 from rpg_ref.audit.statements import CHECKED_AGAINST
-from rpg_ref.audit.table import changes, record, text_table, write
+from rpg_ref.audit.table import changes, markdown_table, record, text_table, write
 from rpg_ref.audit.targets import TARGETS, Case
 from rpg_ref.audit.verify import Row, check_device, describe, verify
 from rpg_ref.checks import check_number
@@ -61,13 +63,25 @@ def parser() -> Parser:
     look.add_argument("--level", default="token", help="of the terms for PATH:FUNCTION: token or sequence")
     look.add_argument("--seed", type=int, default=0, help="of the random policies (default: 0)")
     look.add_argument("--json", action="store_true", help="print JSON instead of a table")
+    look.add_argument(
+        "--markdown", action="store_true", help="print Markdown instead of text, such as for a CI summary"
+    )
+    look.add_argument(
+        "--fail-on",
+        choices=SEVERITIES,
+        metavar="SEVERITY",
+        help="exit with 1 for a finding as bad as this: error, warning or note",
+    )
     look.add_argument("--out", type=Path, metavar="DIR", help="write Markdown, JSON and a picture there as well")
     look.add_argument("--check", type=Path, metavar="FILE", help="exit with 1 unless the findings are this JSON's")
     return whole
 
 
 def main(arguments: Sequence[str] | None = None) -> int:
-    """Run a command; return the exit status: 0; 1 not verified, or not as published; 2 bad input (one line on stderr).
+    """Run a command and return the exit status.
+
+    It is 0; 1 for what is not verified, not as published, or as bad as ``--fail-on``; or 2 for bad input, with one line
+    on standard error.
 
     Args:
         arguments: the command's words, by default the process's.
@@ -110,7 +124,7 @@ def _audit(options: argparse.Namespace) -> int:
             report = run(function, level=options.level, seed=options.seed)
         case = Case(options.target, (report.on_policy.objective, report.off_policy.objective), function, options.level)
         library, rows = options.target, [Audited(case, report)]
-        shown = str(report)
+        shown = as_markdown(report, options.target) if options.markdown else as_text(report)
     else:
         with progress("audit", 1, LOAD_SECONDS) as begin:
             begin(f"loading {options.target}")
@@ -120,7 +134,7 @@ def _audit(options: argparse.Namespace) -> int:
             for case in cases:
                 begin(case.option)
                 rows.append(audit(case, seed=options.seed))
-        shown = text_table(record(library, rows))
+        shown = (markdown_table if options.markdown else text_table)(record(library, rows))
     print(json.dumps(record(library, rows), indent=1, ensure_ascii=False) if options.json else shown)
     if options.out is not None:
         for path in write(library, rows, options.out, Path(options.target.partition(":")[0]).stem):
@@ -128,7 +142,8 @@ def _audit(options: argparse.Namespace) -> int:
     differences = [] if published is None else changes(published, record(library, rows))
     for line in differences:
         print(f"rpg-ref: {line}", file=sys.stderr)
-    return 1 if differences else 0
+    failed = [row for row in rows if options.fail_on and row.report and reaches(row.report, options.fail_on)]
+    return 1 if differences or failed else 0
 
 
 def _published(path: Path) -> dict[str, Any]:

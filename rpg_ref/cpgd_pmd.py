@@ -15,7 +15,8 @@ def pmd_mean_loss(
 ) -> Float[Tensor, "*shape"]:
     """−A·log w + β·½(log w)² = (A − β·log w)²/2β up to a constant in θ: regress log w on A/β, anchored at π_old.
 
-    Its optimum is the mirror-descent step π_θ ∝ π_old·exp(R/β) when A = R − β·log Z; PMD-mean takes R − mean R.
+    Its optimum is the mirror-descent step π_θ ∝ π_old·exp(R/β) when A = R − β·log Z. PMD-mean takes R − mean R. It
+    rests where log w + c·w = A/β, with c = KL(π_old‖π_θ).
 
     Args and Raises: as ``weight``.
 
@@ -37,6 +38,8 @@ def cpgd_loss(
     clip: DualClip,
 ) -> Float[Tensor, "*shape"]:
     """−A·log w, log w clipped as PPO clips w, + β·k3(w): a drift penalty UKL(π_old‖π_θ) without importance weights.
+
+    Unclipped it ascends E_old[(A + β)·log π_θ], which is unbounded above where A + β < 0 for some sample.
 
     Args and Raises: as ``clipped_loss``.
 

@@ -63,3 +63,31 @@ def token_entropy(logits: Float[Tensor, "*batch V"], *, temperature: float = 1.0
     possible = logp > -torch.inf
     logp = torch.where(possible, logp, 0.0)
     return -(logp.exp() * logp).sum(-1)
+
+
+def with_rest(logp: Float[Tensor, "*batch k"]) -> Float[Tensor, "*batch k+1"]:
+    """Append the log-probability of all tokens that are not listed, log(1 − Σ π): one bucket for the rest.
+
+    A divergence over the result is a divergence, and bounds that of the whole vocabulary from below. A sum over the
+    top k tokens alone does neither. Take the same k tokens for every policy.
+
+    Args:
+        logp: log-probabilities of k distinct tokens, in nats, [..., k].
+
+    Returns:
+        [..., k + 1], in float32 at least; the rest has the probability 1e-7 at least in float32, 2e-16 in float64.
+
+    Raises:
+        ValueError: the probabilities of a row add up to more than 1, by more than rounding.
+
+    Source: verl#7856 (the bucket); the data-processing inequality, Csiszár 1967.
+    """
+    check_tensor("logp", logp)
+    logp = at_least_float32(logp)
+    kept, least = logp.logsumexp(-1, keepdim=True), torch.finfo(logp.dtype).eps
+    if (kept > 1e-3).any():
+        raise ValueError(f"the probabilities of a row add up to {kept.max().exp():.4g}; pass those of distinct tokens")
+    kept = kept.clamp(max=-least)
+    half = -math.log(2)
+    many, few = kept.clamp(min=half), kept.clamp(max=half)
+    return torch.cat([logp, torch.where(kept > half, (-many.expm1()).log(), (-few.exp()).log1p())], -1)

@@ -124,7 +124,6 @@ class CI(NamedTuple):
     """.ci/run or a workflow runs a make target, by default the command's own, which contains the command's words."""
 
     target: str = ""
-    variables: str = ""
 
 
 class ByTest(NamedTuple):
@@ -141,7 +140,10 @@ class Exempt(NamedTuple):
     reason: str
 
 
-CI_TARGETS = "TARGETS=rpg-ref trl liger verl rpg-in-trl rpg-in-verl"
+CI_VARIABLES = (
+    "TARGETS=rpg-ref trl liger verl rpg-in-trl rpg-in-verl",
+    "PRESETS=qwen3_4b_2k qwen25_7b_instruct_2k",
+)
 
 # What is reduced where a command trains or draws; of two values for one key the last counts.
 KEYS = """--eval-samples 2 --data.test-problems 8 --warm-start.steps 2 --warm-start.batch 4 --steps 1 --eval-every 1
@@ -174,10 +176,9 @@ GENERATE = "tests/test_vectors.py::test_a_changed_file_is_found"
 TABLE: list[tuple[str, tuple[Here | CI | ByTest | Exempt, ...]]] = [
     # make
     (
-        r"make (test|test-full|stages|lint|types|verify|rehearse|docs|check-docs|check-vllm|check-trl|check-verl)",
+        r"make (test(-full|-all)?|stages|lint|types|verify|rehearse|docs|check-(docs|vllm|trl|verl|audit))",
         (CI(),),
     ),
-    (r"make (check-audit|test-all)", (CI(variables=CI_TARGETS),)),
     (r"make train", (Here(f"'ARGS={TINY}'"),)),
     (r"make coverage", (Here("'ARGS=-n 0 --cov-fail-under=0 tests/test_logprobs.py'"),)),
     (r"make nightly", (Here("EXAMPLES=20 'ARGS=-n 0 tests/test_logprobs.py'"),)),
@@ -203,7 +204,7 @@ TABLE: list[tuple[str, tuple[Here | CI | ByTest | Exempt, ...]]] = [
     (r"rpg-ref audit (trl|liger|verl|rpg-in-trl|rpg-in-verl)", (CI("check-audit"),)),
     (r"rpg-ref audit openrlhf", (Exempt("its packages are an environment of their own"),)),
     (r"rpg-ref audit rpg-paper .*", (Exempt("it needs a checkout of the paper's code"),)),
-    (r"rpg-ref audit PATH:FUNCTION", (Here(instead=PLACES),)),
+    (r"rpg-ref audit PATH:FUNCTION( --markdown| --json| --fail-on error)?", (Here(instead=PLACES),)),
     (r"python -m proofs \w+", (Here(instead=dict.fromkeys(CLAIMS, "k3_identity")),)),
     (r"python -m proofs", (Here("k3_identity"),)),
     # the driver

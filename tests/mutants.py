@@ -22,11 +22,12 @@ import sys
 import tempfile
 from collections.abc import Sequence
 from concurrent.futures import ThreadPoolExecutor
+from functools import cache
 from pathlib import Path
 
 ROOT = Path(__file__).parents[1]
 WORK = ROOT / ".mutants"
-COPIED = ("rpg_ref", "proofs", "tests", "pyproject.toml")
+COPIED = ("rpg_ref", "proofs", "tests", "docs", "README.md", "pyproject.toml")
 
 # fmt: off
 HAND = [
@@ -90,6 +91,8 @@ HAND = [
     # log-probabilities
     ("logprobs.py", "logp = (at_least_float32(logits) / temperature).log_softmax(-1)\n    return", "logp = at_least_float32(logits).log_softmax(-1)\n    return"),
     ("logprobs.py", "logp = torch.where(possible, logp, 0.0)", "logp = logp"),
+    ("logprobs.py", "kept = kept.clamp(max=-least)", "kept = kept.clamp(max=0.0)"),
+    ("logprobs.py", "torch.where(kept > half, (-many.expm1()).log(), (-few.exp()).log1p())", "(-kept.exp()).log1p()"),
     # the checks themselves
     ("checks.py", "_ROUNDING = 1e-3", "_ROUNDING = 1e3"),
     ("surrogates.py", "if shape not in ((), tuple(logp.shape)):", "if False:"),
@@ -100,42 +103,78 @@ HAND = [
     ("audit/identify.py", 'scale = abs(found["reward"]) if measured else scale', 'scale = abs(found["reward"]) or scale'),
     ("audit/identify.py", "if drift > 0 or name not in AGAINST_SAMPLER", "if True"),
     ("audit/identify.py", "_LINEAR * (plus - minus).norm())", "1e3 * (plus - minus).norm())"),
-    ("audit/identify.py", "if finding.residual < _ROUNDING), farthest)", "if finding.residual < FIT), farthest)"),
+    ("audit/identify.py", "if finding.residual < _ROUNDING and", "if finding.residual < FIT and"),
     ("audit/identify.py", "for shrink in (16, 256, 4096))", "for shrink in (16,))"),
-    ("audit/identify.py", "_is_linear(descend, drift)), _NEVER_LINEAR)", "_is_linear(descend, drift)), 1e-5)"),
+    ("audit/identify.py", "return _NEVER_LINEAR", "return 1e-5"),
     ("audit/identify.py", "return NO_FIT * min(1.0, self.spread / _NEAR) if self.drift else NO_FIT", "return NO_FIT"),
     ("audit/identify.py", "max(FIT, residual * condition) * solution.abs().max()] = 0.0", "0.0] = 0.0"),
     ("audit/identify.py", "vector.norm() < _ZERO_SINGLE * pulls[part]", "vector.norm() < 0"),
     ("audit/identify.py", "return second if second.residual < second.no_fit or math.isinf(first.residual) else first", "return first"),
-    ("audit/identify.py", "flees = any(", "flees = False and any("),
-    ("audit/identify.py", "c=c / on.scale", "c=c"),
+    ("audit/identify.py", "return any(self.coefficients.get(name", "return False and any(self.coefficients.get(name"),
+    ("audit/identify.py", "size = c / on.scale", "size = c"),
     ("audit/identify.py", "target = torch.cat([on.vectors[part], off.vectors[part]])", "target = torch.cat([off.vectors[part], off.vectors[part]])"),
-    ("audit/identify.py", "faults, hazards = probe(loss)", "faults, hazards = (), probe(loss)[1]"),
+    ("audit/identify.py", "remarks=(*report.remarks, *probed.remarks)", "remarks=report.remarks"),
     ("audit/population.py", "if not torch.equal(first, second):", "if False:"),
     ("audit/population.py", "if not bool(first.isfinite()):", "if False:"),
     ("audit/population.py", "if not bool(gradient.isfinite().all()):", "if False:"),
     ("audit/population.py", "lambda A, mask: A[:, None].expand(mask.shape).clone(),\n", ""),
     ("audit/population.py", "(Tensor.clone, Tensor.double, Tensor.long, Tensor.float)", "(Tensor.clone, Tensor.double)"),
-    ("audit/population.py", "loss_fn(*(x.clone() for x in logps), as_advantages", "loss_fn(*logps, as_advantages"),
+    ("audit/population.py", "loss_fn(*(x.clone() for x in logps), given", "loss_fn(*logps, given"),
     ("audit/forms.py", "lambda log_y: k3(-log_y)", "lambda log_y: k3(log_y)"),
     ("audit/forms.py", "lambda p, q: (p - q).detach().exp(),", "lambda p, q: (p - q).exp(),"),
     ("audit/forms.py", "lambda p, q: (2 * (p - q)).exp(),", "lambda p, q: (3 * (p - q)).exp(),"),
-    ("audit/probes.py", "centred = torch.stack([given, torch.ones_like(given)], 1)", "centred = given[:, None]"),
-    ("audit/probes.py", '(-2.0, "a token of a response of length T weighs 1/T², as if divided by the length twice"),', "(-2.0, None),"),
-    ("audit/probes.py", "if abs(solution[0]) < _SAME * used.abs().max():", "if False:"),
+    ("audit/probes.py", "columns = torch.stack([A, torch.ones_like(A)], 1)", "columns = torch.stack([A, torch.zeros_like(A)], 1)"),
+    ("audit/probes.py", '(-2.0, "length_twice")', "(-2.0, None)"),
+    ("audit/probes.py", "if (used - used.mean()).abs().max() < same * used.abs().max():", "if False:"),
     ("audit/probes.py", "if by_itself and not by_others:", "if True:"),
-    ("audit/probes.py", "if up_low is not None and up_high is None and", "if"),
+    ("audit/probes.py", "if good and bad:", "if good or bad:"),
     ("audit/probes.py", "except Exception as error:", "except RuntimeError as error:"),
-    ("audit/probes.py", "if _differ(total, parts / 2) and _differ(total, parts):", "if _differ(total, parts / 2):"),
+    ("audit/probes.py", "if subject.differ(total, parts / 2) and subject.differ(total, parts):", "if subject.differ(total, parts / 2):"),
     ("audit/probes.py", "if bool((pull * ~rows.mask).any()):\n        yield", "if False:\n        yield"),
-    ("audit/probes.py", "if moves and not _differ(_pull(loss, one), _pull(loss, other)):", "if moves:"),
+    ("audit/probes.py", "if moves and not subject.differ(subject.pull(one), subject.pull(other)):", "if moves:"),
     ("audit/probes.py", "bool(pull[-1] == 0) and", ""),
-    ("audit/prefix_lm.py", "if visible and gaps <= {1} else None", "if visible else None"),
-    ("audit/prefix_lm.py", "if visible and gaps <= {1} else None", "if gaps <= {1} else None"),
+    ("audit/identify.py", "if off.flees else", "if not off.flees else"),
+    ("audit/identify.py", "if all(unknown) and not explained:", "if all(unknown):"),
+    ("audit/identify.py", "descend(drift, 0.0 if reward_is_right else 1.0)", "descend(drift, 1.0)"),
+    ("audit/identify.py", "< distance else (low, middle)", "> distance else (low, middle)"),
+    ("audit/present.py", "SEVERITIES.index(found) <=", "SEVERITIES.index(found) >="),
+    ("audit/present.py", 'cell.replace("|", "\\\\|")', "cell"),
+    ("audit/identify.py", "and _is_as_large(finding, farthest))", ")"),
+    ("audit/identify.py", "rel_tol=1e-5, abs_tol=1e-9", "rel_tol=0.0"),
+    ("audit/identify.py", "batch = balanced(seed)", "pass"),
+    ("audit/population.py", "(other - one).abs().max() <= 1e-5", "(other - one).abs().max() <= 1e5"),
+    ("audit/probes.py", "down_high <= min(_WIDEST,", "down_high <= max(9.0,"),
+    ("audit/probes.py", "and down_low is None", "and True"),
+    ("audit/probes.py", "dead = torch.minimum(pull.abs(), whole.abs())", "dead = pull.abs()"),
+    ("audit/probes.py", "bad == 0 and weighs_alike", "bad == 0"),
+    ("audit/probes.py", "if hit and torch.equal(live, moved):", "if hit:"),
+    ("audit/probes.py", "abs(factor / round(factor) - 1) <= 4 * subject.same:\n            unit", "True:\n            unit"),
+    ("audit/probes.py", 'return Normaliser("token sums" if', 'return Normaliser("sequences" if'),
+    ("audit/probes.py", "for copies in (1, count):", "for copies in (8, count):"),
+    ("audit/probes.py", "if coupling is not None and coupling.size < _MANY:", "if coupling is not None:"),
+    ("audit/probes.py", "if not signed and not bool(", "if False and not bool("),
+    ("audit/probes.py", 'remark.kind == "uneven_tokens" and _follows_values(subject)', 'remark.kind == "uneven_tokens"'),
+    ("audit/probes.py", "*(_EXACT if dtype else ())", "*()"),
+    ("audit/probes.py", "_HALVES.get(dtype, _SAME) if dtype else _SAME", "_SAME"),
+    ("audit/probes.py", "if moved and 0 not in moved:", "if False:"),
+    ("audit/probes.py", "if unmoved(list(range(n)), 1.0, 1.0)", "if False"),
+    ("audit/population.py", "_COPIES = (1, 8)", "_COPIES = (1,)"),
+    ("audit/identify.py", "if torch.equal(leaf, population.old):", "if False:"),
+    ("audit/scripted.py", "return self.temperature * torch.where", "return torch.where"),
+    ("audit/scripted.py", "(-logp.exp()).log1p() - math.log", "(-logp.exp()).log1p() + math.log"),
+    ("audit/scripted.py", "ids.where(mask, -100)", "ids"),
+    ("audit/scripted.py", "prompt_mask, inside.long()", "prompt_mask, kept"),
+    ("audit/model.py", "for pad in (PAD, EOS)", "for pad in (PAD, PAD)"),
+    ("audit/model.py", "contiguous=True", "contiguous=False"),
+    ("audit/prefix_lm.py", "and not displaced", ""),
+    ("audit/tokens.py", "if 0 < len(coupled) < len(A):", "if False:"),
+    ("audit/tokens.py", "remarks = _by_the_models_choice(", "remarks = remarks or _by_the_models_choice("),
+    ("audit/prefix_lm.py", "ordinary = visible and gaps <= {1} and not displaced", "ordinary = visible and not displaced"),
+    ("audit/prefix_lm.py", "ordinary = visible and gaps <= {1} and not displaced", "ordinary = gaps <= {1} and not displaced"),
     ("audit/prefix_lm.py", "self.rows[:, FIRST:] = temperature * logits", "self.rows[:, FIRST:] = logits"),
-    ("audit/prefix_lm.py", "if bool(loss.isnan()):", "if False:"),
+    ("audit/prefix_lm.py", "if bool(loss.isnan()) and not may_be_nan:", "if False:"),
     ("audit/model.py", "return Descent(-temperature * gradient[:, FIRST:]", "return Descent(-gradient[:, FIRST:]"),
-    ("audit/model.py", 'if any("temperature is missing" in sentence for sentence in faults):', "if False:"),
+    ("audit/model.py", 'if any("temperature is missing" in remark for remark in remarks):', "if False:"),
     ("audit/tokens.py", "for x in (A, A, -A, 2 * A, A + 1, 0 * A)", "for x in (A, A, A, 2 * A, A + 1, 0 * A)"),
     ("audit/tokens.py", "if penalised:", "if False:"),
     ("audit/tokens.py", "cuts = [0, *starts[1:], len(ids)]", "cuts = [0, len(ids)]"),
@@ -288,17 +327,23 @@ TESTS_OF = {
     "checks.py": ["bad_input"],
     "objective.py": ["recipes", "verify"],
     "audit/oracle.py": ["gradient_equivalence"],
-    "audit/identify.py": ["identify", "identify_model", "verify"],
-    "audit/population.py": ["identify"],
+    "audit/identify.py": ["identify", "audit_cases", "audit_report", "identify_model", "verify"],
+    "audit/population.py": ["identify", "audit_cases"],
     "audit/forms.py": ["identify"],
-    "audit/probes.py": ["identify", "identify_model"],
+    "audit/probes.py": ["identify", "audit_cases", "identify_model"],
     "audit/assertion.py": ["identify"],
+    "audit/present.py": ["audit_report"],
+    "audit/remarks.py": ["audit_report", "audit_cases"],
     "audit/prefix_lm.py": ["identify_model"],
-    "audit/tokens.py": ["identify_model"],
+    "audit/tokens.py": ["identify_model", "audit_cases"],
     "audit/model.py": ["identify_model"],
+    "audit/scripted.py": ["identify_model"],
     "audit/run.py": ["audit"],
     "audit/table.py": ["audit"],
     "audit/verify.py": ["verify"],
+    "audit/statements.py": ["verify"],
+    "audit/denominator.py": ["denominator"],
+    "fused.py": ["fused"],
 }
 EVERY = ["bad_input", "advantages", "recipes", "clipping", "reference", "verify", "errata", "gradient_equivalence"]
 EVERY += [
@@ -309,6 +354,8 @@ EVERY += [
     "laws",
     "identify",
     "identify_model",
+    "audit_cases",
+    "audit_report",
     "audit",
     "proofs",
 ]
@@ -320,6 +367,12 @@ DEAD = "it fills the places where the other branch is taken"
 ROUNDING = "both forms are right to rounding in between, by the same bounds"
 EQUIVALENT = {
     # (function, the mutated line): why no input can tell it from the original
+    ("logprobs.x_with_rest", "half = -math.log(3)"): ROUNDING,
+    ("logprobs.x_with_rest", "if (kept >= 1e-3).any():"): "whether rounding may be a thousandth itself is arbitrary",
+    (
+        "logprobs.x_with_rest",
+        "return torch.cat([logp, torch.where(kept >= half, (-many.expm1()).log(), (-few.exp()).log1p())], -1)",
+    ): ROUNDING,
     ("divergences.x_v_minus_1", "return torch.where(d >= -1, d.expm1(), d.clamp(max=-1.0).exp() - 1)"): ROUNDING,
     ("divergences.x_v_minus_1", "return torch.where(d > -1, d.expm1(), d.clamp(max=+1.0).exp() - 1)"): DEAD,
     ("divergences.x_v_minus_1", "return torch.where(d > -2, d.expm1(), d.clamp(max=-1.0).exp() - 1)"): ROUNDING,
@@ -360,6 +413,14 @@ def copy_to(checkout: Path) -> Path:
     return checkout
 
 
+@cache
+def check_control(checkout: Path, file: str) -> None:
+    """Refuse a test file that fails without a mutant too: it would count as the killer of every mutant."""
+    found = failure(checkout, [file])
+    if found:
+        raise SystemExit(f"{found} fails in {checkout} without a mutant; mend the copy or the test first")
+
+
 def killer(checkout: Path, file: str, before: str, after: str) -> str | None:
     """The first test that fails on a mutant of HAND, or None."""
     path = checkout / "rpg_ref" / file
@@ -367,9 +428,12 @@ def killer(checkout: Path, file: str, before: str, after: str) -> str | None:
     path.write_text(original.replace(before, after))
     own = TESTS_OF[file]
     try:
-        return failure(checkout, own) or failure(checkout, [name for name in EVERY if name not in own])
+        found = failure(checkout, own) or failure(checkout, [name for name in EVERY if name not in own])
     finally:
         path.write_text(original)
+    if found:
+        check_control(checkout, found.partition(".py")[0].removeprefix("test_"))
+    return found
 
 
 def named(mutant: tuple[str, str, str]) -> str:

@@ -32,6 +32,7 @@ from rpg_ref import (
     token_entropy,
     token_logprobs,
     weight,
+    with_rest,
 )
 from rpg_ref.audit.verify import verify
 from rpg_ref.cli import main
@@ -135,6 +136,8 @@ CASES = {
     "recipe, integer ref": (lambda: RECIPE(X, X, X.long(), X[:, 0], MASK), ["logp_ref", "int64"]),
     "count": (lambda: count([1.0], "token-mean"), ["mask", "list"]),
     "logits are a list": (lambda: token_logprobs([1.0], torch.zeros(1).long()), ["logits", "list"]),
+    "top k is a list": (lambda: with_rest([-1.0]), ["logp", "list"]),
+    "a token twice in the top k": (lambda: with_rest(torch.full((1, 2), 0.6).log()), ["1.2", "distinct tokens"]),
     "tokens are a list": (lambda: token_logprobs(X, [0, 1]), ["tokens", "list"]),
     "groups are a list": (lambda: advantages(torch.ones(3), [0, 0, 1], "none"), ["groups", "list"]),
     "recipe, beta": (lambda: dataclasses.replace(RECIPE, beta=-1.0), ["beta", "-1.0"]),

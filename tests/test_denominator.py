@@ -4,8 +4,12 @@ import dataclasses
 import itertools
 import json
 
+import numpy as np
 import pytest
 import torch
+from hypothesis import given
+from hypothesis import strategies as st
+from strategies import floats
 from tiers import quick
 from torch.testing import assert_close
 
@@ -116,6 +120,46 @@ def test_a_share_tends_to_one_over_the_mean_length():
         h = shares(CHANCE, SMALL.reward, LENGTHS, "none", batch, 1).plain
         errors.append((mean * h - (1 - (LENGTHS - mean) / (batch * mean) + variance / (batch * mean**2))).abs().max())
     assert errors[0] > 1e-5 and 14 < errors[0] / errors[1] < 18 and 15 < errors[1] / errors[2] < 17
+
+
+def law(data):
+    """Random responses: probabilities, lengths of one to nine tokens, and a value of each."""
+    size = data.draw(st.integers(2, 4))
+    chance = np.exp(data.draw(floats(size, st.floats(-2.0, 2.0))))
+    lengths = np.array(data.draw(st.lists(st.integers(1, 9), min_size=size, max_size=size)), float)
+    return chance / chance.sum(), lengths, data.draw(floats(size, st.floats(-2.0, 2.0)))
+
+
+@given(data=st.data(), batch=st.integers(1, 4))
+def test_a_batchs_own_count_weighs_each_response_by_its_share(data, batch):
+    """E[Σ G(y)/Σ T] over every batch is Σ π_old(y)·G(y)·h(T_y), and at equal lengths E[G]/T."""
+    chance, lengths, value = law(data)
+    drawn = np.array(list(itertools.product(range(len(chance)), repeat=batch)))
+    exact = chance[drawn].prod(1) @ (value[drawn].sum(1) / lengths[drawn].sum(1))
+    h = shares(*(torch.tensor(x) for x in (chance, 0 * chance, lengths)), "none", batch, 1).plain.numpy()
+    assert abs(exact - np.sum(chance * value * h)) < 1e-13
+    # Jensen: h is at least B over the mean count, given the response's own.
+    assert (h >= batch / (lengths + (batch - 1) * (chance @ lengths)) - 1e-13).all()
+    if np.ptp(lengths) == 0:
+        assert np.abs(h * lengths - 1).max() < 1e-13
+
+
+@given(data=st.data(), batch=st.integers(2, 120))
+def test_the_rest_of_a_shares_expansion_is_bounded_by_one_over_b_squared(data, batch):
+    """By the proof: REST/B² of the leading terms, and the third and fourth moments of the others' count."""
+    chance, t, _ = law(data)
+    h = shares(*(torch.tensor(x) for x in (chance, 0 * chance, t)), "none", batch, 1).plain.numpy()
+    mu = chance @ t
+    variance, third, fourth = (chance @ (t - mu) ** k for k in (2, 3, 4))
+    n, y = batch - 1, (t - mu) / mu
+    m = t + n * mu
+    rest = (
+        y**2 / (1 + y / batch)
+        - variance / mu**2 * (1 + 3 * y + 3 * y**2 / batch + y**3 / batch**2) / (1 + y / batch) ** 3
+    )
+    higher = mu * batch * (abs(n * third) + (n * fourth + 3 * n * (n - 1) * variance**2) / batch) / m**4
+    found = mu * h - (1 - y / batch + variance / (batch * mu**2))
+    assert (np.abs(found - rest / batch**2) <= higher + 1e-13).all()
 
 
 def test_the_rewards_part_is_the_gradient_of_a_weighted_reward():

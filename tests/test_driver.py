@@ -5,6 +5,7 @@ import json
 import math
 import os
 import random
+import re
 import shutil
 import signal
 import subprocess
@@ -326,6 +327,8 @@ def test_eval_of_a_run_s_model(tmp_path, capsys):
     assert main(words) == 0
     out = capsys.readouterr().out
     assert out.startswith("Mean@2 0.") and "Pass@2 0." in out
+    length, cut_off = re.search(r"responses: (\S+) tokens on average, (\S+)% cut off at 4\n", out).groups()
+    assert 1 <= float(length) <= 4 and 0 < float(cut_off) <= 100
     for bad, message in (
         (["eval"], "eval needs a model's folder"),
         (["eval", str(tmp_path), test], "there is no model at"),
@@ -445,8 +448,16 @@ def test_a_broken_policy_ends_the_run_and_says_what_to_do(tmp_path, capsys):
     assert "begin a new run with a lower optimizer.learning_rate" in capsys.readouterr().err
 
 
-@pytest.mark.parametrize("kind, changes", [("Gemma2", {}), ("Granite", {"logits_scaling": 2.0}), ("Phi", {})])
-def test_a_model_whose_logits_are_no_product_is_refused(tmp_path, kind, changes):
+@pytest.mark.parametrize(
+    "kind, changes, by",
+    [
+        ("Gemma2", {}, "final_logit_softcapping = 30.0 in its config.json"),
+        ("Granite", {"logits_scaling": 2.0}, "logits_scaling = 2.0 in its config.json"),
+        ("Cohere", {}, "logit_scale = 0.0625 in its config.json"),
+        ("Phi", {}, "a bias of its head"),
+    ],
+)
+def test_a_model_whose_logits_are_no_product_is_refused(tmp_path, kind, changes, by):
     """Capped, scaled, and with a bias (which random weights leave at zero)."""
     import transformers
 
@@ -457,7 +468,7 @@ def test_a_model_whose_logits_are_no_product_is_refused(tmp_path, kind, changes)
     if model.lm_head.bias is not None:
         torch.nn.init.ones_(model.lm_head.bias[:9])
     model.save_pretrained(tmp_path)
-    with pytest.raises(ValueError, match="caps, scales or shifts its logits"):
+    with pytest.raises(ValueError, match=f"caps, scales or shifts its logits by {by}, which"):
         open_model(str(tmp_path))
 
 

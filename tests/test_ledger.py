@@ -88,6 +88,9 @@ OWN = {
     "unnormalised_anchor": [r"\nabla Jeffreys(p\|q)\notin", r"\nabla JS(p\|q)\notin"],
     "algorithm_1_as_printed": [r"KL(p\|q)"],  # π_ref = π_old, as it is proved
     "group_std": [r"\varsigma_q", "G=4"],  # off-policy in an infinite group
+    "tail_bucket": ["< 0", r"f(\bar v)"],  # without a bucket it may be negative; what a bucket loses, for any f
+    "normalised_after_fusion": [r"\frac{G-1}{G}", r"\sqrt{E_{q}"],  # centred at any G; divided in an infinite group
+    "dropped_prefix": [r"\sum_{k> t}", r"\frac{4}{5}"],  # every pair of tokens; the example that reaches the bound
 }
 
 
@@ -111,6 +114,8 @@ HOLDS = {
     "stale_sampler": ("versions", "by a chance that only what came before it decides"),
     "pass_at_k": ("reward", "0 or 1"),
     "best_response": ("opponent", "any"),
+    "loss_and_reward": ("f", "any, twice differentiable"),
+    "tail_bucket": ("K", "any set of outcomes"),
 }
 
 

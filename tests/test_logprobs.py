@@ -1,13 +1,14 @@
-"""Token log-probabilities and entropies against the definitions in 50 digits."""
+"""Token log-probabilities, entropies and the rest of a top k against the definitions in 50 digits."""
 
 import mpmath
+import pytest
 import torch
 from hypothesis import given
 from hypothesis import strategies as st
 from strategies import floats
 from torch.testing import assert_close
 
-from rpg_ref import token_entropy, token_logprobs
+from rpg_ref import token_entropy, token_logprobs, with_rest
 
 
 @given(logits=floats((2, 3, 4), st.floats(-50.0, 50.0)), temperature=st.sampled_from([1.0, 0.6, 2.0]))
@@ -61,3 +62,30 @@ def test_entropy_is_at_temperature_one_unless_told():
     logits = torch.tensor([0.0, 1.0, 3.0])
     assert torch.equal(token_entropy(logits), token_entropy(logits, temperature=1.0))
     assert token_entropy(logits) < token_entropy(logits, temperature=2.0)
+
+
+@given(table=floats(4, st.floats(-40.0, 0.0)), far=st.floats(-30.0, 30.0))
+def test_the_rest_is_its_definition_in_fifty_digits(table, far):
+    """log(1 − Σπ) of the first three of four tokens, from a rest of nearly nothing to a rest of nearly all."""
+    logp = torch.tensor(table + [0.0, 0.0, 0.0, far]).log_softmax(0)
+    found = with_rest(logp[:3])
+    assert torch.equal(found[:3], logp[:3])
+    with mpmath.workdps(50):
+        rest = 1 - sum(mpmath.exp(mpmath.mpf(x.item())) for x in logp[:3])
+        if rest > 1e-14:
+            assert found[3].item() == pytest.approx(float(mpmath.log(rest)), rel=1e-14, abs=float(1e-15 / rest))
+
+
+def test_the_rest_keeps_its_digits_near_nothing_and_near_all():
+    """Of one token with log π = −1e-12 the rest is 1e-12, and with log π = −50 its log-probability is −e⁻⁵⁰."""
+    for logp, rest in ((-1e-12, -27.631021115929), (-50.0, -1.9287498479639e-22)):
+        assert with_rest(torch.tensor([logp], dtype=torch.float64))[1].item() == pytest.approx(rest, rel=1e-12, abs=0)
+
+
+def test_a_rest_of_nothing_has_a_finite_log_probability_and_gradient():
+    for dtype, least in ((torch.float32, 1e-7), (torch.float64, 2e-16)):
+        leaf = torch.tensor([0.0, -1e3], dtype=dtype, requires_grad=True)
+        logp = with_rest(leaf.log_softmax(0)[:1])
+        assert least < logp[-1].exp().item() < 3 * least
+        assert torch.autograd.grad(logp.sum(), leaf)[0].isfinite().all()
+    assert with_rest(torch.tensor([-1.0], dtype=torch.bfloat16)).dtype == torch.float32

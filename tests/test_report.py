@@ -7,9 +7,12 @@ from xml.etree import ElementTree
 
 import matplotlib.image
 import pytest
+from matplotlib.figure import Figure
 
+from train.evaluate import Accuracy
 from train.preset import dump, load
 from train.watching import report as module
+from train.watching.curves import draw_curves
 from train.watching.groups import Estimate, Group, curve, differing, estimate, group_runs, results, show
 from train.watching.metrics import METRICS, Metric
 from train.watching.page import COLUMNS, Sample, cell, numeral, transcripts, visible
@@ -178,8 +181,8 @@ def test_results_by_hand():
             evaluation(0, 0.2, stderr=0.01, seconds=6),
             evaluation(5, 0.3, stderr=0.01),
             evaluation(10, 0.6, stderr=0.02, reverse_kl_start=1.5),
-            batch(1, reward=-1, tokens_per_second=100, seconds=12, reverse_kl=9),
-            batch(10, reward=0.5, tokens_per_second=300, seconds=12, reverse_kl=0.25),
+            batch(1, reward=-1, tokens_per_second=100, seconds=12, k3=9),
+            batch(10, reward=0.5, tokens_per_second=300, seconds=12, k3=0.25),
         ]
     )
     second = a_run(
@@ -190,7 +193,7 @@ def test_results_by_hand():
     assert found["before"] == (pytest.approx(0.3), pytest.approx(0.1), 2, "seeds")
     assert found["after"] == (0.6, 0.02, 1, "problems")  # the second has none after step 0
     assert found["reward"] == (pytest.approx(0.3), pytest.approx(0.2), 2, "seeds")
-    assert found["reverse_kl"] == (0.25, None, 1, "")
+    assert found["k3"] == (0.25, None, 1, "")
     assert found["reverse_kl_start"] == (1.5, None, 1, "")
     assert found["entropy"] is None
     assert found["tokens_per_second"] == (300, 100, 2, "seeds")  # of 200 and 400
@@ -382,6 +385,24 @@ def test_labels_may_hold_anything():
     assert label.replace("\n", "") == f"{long}(n = 1)" and max(map(len, label.split("\n"))) == 50 and across == 1
 
 
+@pytest.mark.parametrize(
+    "recipe, sample",
+    [("grpo", "token"), ("rloo", "response"), ("rpg-urkl-prefix", "prefix"), ("gspo", "response, geometric mean")],
+)
+def test_a_divergence_is_drawn_with_the_level_that_it_is_of(tmp_path, monkeypatch, recipe, sample):
+    """A run's own picture names the recipe's level; the report, where recipes meet, draws k3, of a token for all."""
+    drawn_figures = []
+    monkeypatch.setattr(Figure, "savefig", lambda figure, path: drawn_figures.append(figure))
+    row = {"accuracy": 0.5, "reverse_kl": 0.1, "forward_kl_old": 0.1}
+    accuracy = Accuracy(0.5, 0.1)
+    draw_curves([row, row], accuracy, accuracy, load("cpu_tiny", {"recipe": recipe}), tmp_path / "curves.png")
+    assert [axes.get_ylabel() for axes in drawn_figures[0].axes] == ["accuracy", f"KL [nats per {sample}]"]
+    of_level = {key for key, metric in METRICS["policy_gradient"].items() if "a sample" in metric.meaning}
+    assert of_level == {"reverse_kl", "forward_kl_old"}
+    assert not of_level & {key for panel in PANELS for key in panel.keys}
+    assert not of_level & {column.metric for column in COLUMNS}
+
+
 # The page
 
 
@@ -389,7 +410,7 @@ def test_labels_may_hold_anything():
 def made(tmp_path_factory):
     root = tmp_path_factory.mktemp("report")
     sample = {"prompt": SCRIPT, "answer": "46", "reward": 1.0, "right": True}
-    full = {"reverse_kl": 0.001, "entropy": 0.5, "response_length": 3, "ess": 0.99, "grad_norm": 0.3, "seconds": 60}
+    full = {"k3": 0.001, "entropy": 0.5, "response_length": 3, "ess": 0.99, "grad_norm": 0.3, "seconds": 60}
     folders = [
         write(
             root / "a",
@@ -441,7 +462,7 @@ def test_the_table_of_results(made):
         "Held-out accuracy before",
         "→ after",
         "Reward",
-        "Reverse KL to the reference",
+        "Reverse KL to the reference (k3)",
         "Entropy",
         "Tokens/s",
         "Minutes",

@@ -9,7 +9,7 @@ import sympy as sp
 from proofs import CLAIMS
 from proofs.certificate import DIFFERENT, EQUAL, LESS, Claim, equal, related
 from proofs.language import FROM, KL, LAST, PAST, SG, THROUGH, WITHIN, E, Grad, at, over
-from proofs.symbols import G, R, beta, k, p, q, r, t, u, v, w
+from proofs.symbols import G, K, R, beta, k, p, q, r, t, u, v, w
 from proofs.tamper import (
     ENUMERATED,
     NO_VALUE,
@@ -71,6 +71,13 @@ def test_what_survives_must_be_true():
     assert reason(squares) == "what was zero stays zero"
     logs = Claim("logs", "nowhere", (equal(sp.log(1 + v), sp.log(v + 1)),), {})
     assert {verdict(x) for x in tampered(logs)} <= {REFUTED, NO_VALUE, SURVIVED}
+
+
+def test_an_indicator_is_its_own_square():
+    claim = Claim("kept", "nowhere", (equal(Grad(E(p, K * R)), E(p, K * R * Grad(sp.log(p)))),), {})
+    twice = [x for x in tampered(claim) if "^{2}" in str(x.after) and "R^{2}" not in str(x.after)]
+    reasons = {reason(x) for x in twice if verdict(x) == TRUE}
+    assert reasons == {"what is 0 or 1 is its own square"}
 
 
 def test_a_checker_that_believes_everything_is_found(monkeypatch, capsys):

@@ -28,8 +28,8 @@ from train.model import build_model
 from train.optim import build_optimizer, step
 from train.policy import Policy
 from train.preset import dump, load
-from train.problems.files import Message, read
-from train.problems.tasks import Task
+from train.problems.files import Message, Problem, read
+from train.problems.tasks import Task, tasks_of
 from train.seeds import derive
 from train.tokenizer import answer_ids, build_tokenizer, prompt_ids
 from train.warm_start import demonstrate
@@ -78,9 +78,9 @@ def test_any_text_round_trips(tokenizer, text):
 
 def test_a_prompt_is_the_chat_template_and_a_long_one_loses_its_beginning(tokenizer):
     turns = (Message("system", "add"), Message("user", "47+38"))
-    ids = prompt_ids(tokenizer, turns, limit=99)
+    ids = prompt_ids(tokenizer, turns)
     assert tokenizer.decode(ids) == "<|bos|><|system|>add<|user|>47+38<|assistant|>"
-    assert prompt_ids(tokenizer, turns, limit=4) == ids[-4:]
+    assert tasks_of([Problem(turns, "85")], tokenizer, 4) == [Task(ids[-4:], "85")]
 
 
 def test_right_is_the_whole_answer_ended(tokenizer):
@@ -266,7 +266,7 @@ def test_a_small_run_writes_everything_and_its_checkpoint_reloads(tmp_path, caps
     tokenizer = AutoTokenizer.from_pretrained(folder / "model")
     mine, turns = build_tokenizer(), [{"role": "user", "content": "47+38"}]
     text = tokenizer.apply_chat_template(turns, add_generation_prompt=True, tokenize=False)
-    assert tokenizer(text)["input_ids"] == prompt_ids(mine, (Message("user", "47+38"),), 99)
+    assert tokenizer(text)["input_ids"] == prompt_ids(mine, (Message("user", "47+38"),))
     assert model.dtype == torch.float32 and model.config.eos_token_id == mine.eos_token_id
 
 

@@ -11,7 +11,7 @@ from transformers import AutoConfig, AutoModelForCausalLM, PretrainedConfig, Qwe
 from transformers.modeling_layers import GradientCheckpointingLayer
 
 from train.config import HUB, ModelConfig
-from train.places import reading
+from train.places import NO_CODE, reading
 from train.tokenizer import build_tokenizer
 
 SHAPES = {path.stem: path for path in (Path(__file__).parent / "shapes").glob("*.json")}
@@ -94,7 +94,7 @@ def _of_hub(name: str) -> PretrainedConfig:
 
 
 def _read(pretrained_model_name_or_path: str, **how: Any) -> PretrainedConfig:
-    config: PretrainedConfig = AutoConfig.from_pretrained(pretrained_model_name_or_path, **how)
+    config: PretrainedConfig = AutoConfig.from_pretrained(pretrained_model_name_or_path, **how | NO_CODE)
     return config
 
 

@@ -231,13 +231,15 @@ def _score(config: EvalConfig) -> int:
     from train.score import score
 
     console = Console(quiet=not ranks.is_first())
+    say = partial(console.print, highlight=False, soft_wrap=True)
     try:
-        found = score(config)
+        found = score(config, say)
     except StaleWeights as error:
         print(f"train: {_line(error)}", file=sys.stderr)
         return 1
     for name, accuracy in ((f"Mean@{config.k}", found.mean_at_k), (f"Pass@{config.k}", found.pass_at_k)):
-        console.print(f"{name} {accuracy}", highlight=False, soft_wrap=True)
+        say(f"{name} {accuracy}")
+    say(f"responses: {found.mean_length:.1f} tokens on average, {found.cut_off:.1%} cut off at {config.max_tokens}")
     return 0
 
 

@@ -15,7 +15,7 @@ from train.batch import Batch, pack, parts, through
 from train.engines.engine import Engine
 from train.policy import Policy
 from train.problems.tasks import Task
-from train.rollout import answers
+from train.rollout import answers, has_ended
 from train.watching.clock import Clock
 
 CHUNK = 256
@@ -43,12 +43,19 @@ class Evaluation(NamedTuple):
         pass_at_k: the latter.
         batch: the responses.
         of_sets: both of each test set, as ``by_set`` returns them.
+        cut_off: share of the responses that did not end by themselves within max_tokens.
     """
 
     mean_at_k: Accuracy
     pass_at_k: Accuracy
     batch: Batch
     of_sets: dict[str, float]
+    cut_off: float
+
+    @property
+    def mean_length(self) -> float:
+        """Mean number of tokens of a response, its end included."""
+        return int(self.batch.mask.sum()) / len(self.batch.mask)
 
 
 def evaluate(
@@ -85,7 +92,8 @@ def evaluate(
         responses, right = answers(engine, tokenizer, checker, repeated, **how, clock=Clock())
     batch = pack([task.prompt for task in repeated], [ids for ids, _ in responses], tokenizer.pad_token_id)
     right = right.view(len(tasks), k)
-    return Evaluation(*summarise(right), batch, by_set(right, [task.test_set for task in tasks]))
+    cut_off = sum(not has_ended(tokenizer, ids) for ids, _ in responses) / len(responses)
+    return Evaluation(*summarise(right), batch, by_set(right, [task.test_set for task in tasks]), cut_off)
 
 
 def summarise(right: Float[Tensor, "N k"]) -> tuple[Accuracy, Accuracy]:

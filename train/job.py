@@ -4,7 +4,7 @@ import dataclasses
 import hashlib
 import socket
 import time
-from collections.abc import Collection, Iterator, Mapping
+from collections.abc import Collection, Iterator, Mapping, Sequence
 from importlib.util import find_spec
 from pathlib import Path
 from typing import Any, NamedTuple
@@ -24,6 +24,7 @@ from train.problems.arithmetic import generate
 from train.problems.tasks import Task, arithmetic, encode, read_split
 from train.saving.durable import hidden
 from train.seeds import derive
+from train.tokenizer import warnings_of
 from train.watching.loggers import check_loggers
 
 EXTENDABLE = frozenset(
@@ -45,6 +46,7 @@ class Job(NamedTuple):
     train: list[Task]
     test: list[Task]
     generated: dict[str, list[dict[str, Any]]]
+    warnings: Sequence[str] = ()
 
     @property
     def problems(self) -> str:
@@ -227,7 +229,7 @@ def _with_problems(config: Config, recipe: Recipe, verdict: str) -> Job:
         generated = generate(derive(config.seed, "problems"), config.data.test_problems)
     split = arithmetic(generated) if generated else read_split(config.data)
     train_tasks, test_tasks = (encode(problems, tokenizer, config) for problems in split)
-    return Job(config, recipe, verdict, tokenizer, train_tasks, test_tasks, generated)
+    return Job(config, recipe, verdict, tokenizer, train_tasks, test_tasks, generated, warnings_of(tokenizer))
 
 
 def refuse_other_run(kept: Mapping[str, Any], job: Job) -> None:

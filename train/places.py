@@ -7,11 +7,17 @@ from pathlib import Path
 from typing import Any
 
 from huggingface_hub import snapshot_download
+from safetensors import SafetensorError
 
 from train.config import HUB, PACKAGE
 
 UNREAD = ["*.bin", "*.pt", "*.pth", "*.gguf", "*.onnx", "original/*"]
 """What a model's repository may hold besides safetensors, and is not fetched: pickles, and other forms of the same."""
+
+LONGEST = 400
+"""Letters of another package's error that are quoted."""
+NO_CODE = {"trust_remote_code": False}
+"""Passed whenever transformers opens a model: left out, it asks on the terminal, and a "y" runs the folder's code."""
 
 
 @contextmanager
@@ -26,9 +32,16 @@ def reading(path: str) -> Iterator[dict[str, Any]]:
             f"a .gguf file, {HUB}ORG/NAME or {PACKAGE}NAME"
         )
     try:
-        yield {"pretrained_model_name_or_path": str(folder), "local_files_only": True} | inside
-    except (OSError, ValueError, KeyError, ImportError, RuntimeError) as error:
-        raise ValueError(f"cannot load a model from {path}: {str(error).strip().splitlines()[0]}") from error
+        yield {"pretrained_model_name_or_path": str(folder), "local_files_only": True} | NO_CODE | inside
+    except Exception as error:  # what a broken file makes transformers raise may be anything
+        if "trust_remote_code" in str(error):
+            raise ValueError(
+                f"{path} needs code of its own, which this driver never runs; take a model that transformers has itself"
+            ) from error
+        why = " ".join(str(error).split())[:LONGEST] or type(error).__name__
+        if isinstance(error, SafetensorError):
+            why = f"a file of weights is damaged ({why}); fetch it again"
+        raise ValueError(f"cannot load a model from {path}: {why}") from error
 
 
 def _place(path: str) -> Path:

@@ -17,6 +17,8 @@ from transformers.modeling_layers import GradientCheckpointingLayer
 from train import ranks
 
 Found = TypeVar("Found")
+LOGIT_KEYS = ("final_logit_softcapping", "logits_soft_cap", "logits_scaling", "logit_scale", "lm_head_multiplier")
+"""Keys of transformers' configs that cap logits or multiply them."""
 Then = Callable[[Float[Tensor, "B L d"], Float[Tensor, "V d"]], Found]
 
 
@@ -52,19 +54,54 @@ def check_head(model: PreTrainedModel, path: str) -> None:
     """Refuse a model whose logits are not its head's rows times its hidden states: one with a bias, a cap, a scale.
 
     Raises:
-        ValueError: they are not.
+        ValueError: they are not, a token sees those behind it, or the model makes no such pass at all.
     """
-    ids = torch.arange(4)[None] % model.config.get_text_config().vocab_size
+    try:
+        causal, product = _passes(model)
+    except Exception as error:  # of any model of transformers, in its own code
+        kind, why = model.config.model_type, " ".join(str(error).split())
+        raise ValueError(
+            f"{path}: a model of the kind {kind} makes no forward pass here: {why}; take another model"
+        ) from error
+    if not causal:
+        raise ValueError(
+            f"{path} is no causal language model: its tokens see those behind them; take a model that is one"
+        )
+    if not product:
+        raise ValueError(
+            f"{path} caps, scales or shifts its logits{_by(model)}, which no loss here does; take another model"
+        )
+
+
+@torch.no_grad()
+def _passes(model: PreTrainedModel) -> tuple[bool, bool]:
+    """Say whether tokens see none behind them, and whether logits are the head times the hidden states."""
+    vocabulary = model.config.get_text_config().vocab_size
+    ids = torch.arange(4)[None] % vocabulary
     weight = model.get_output_embeddings().weight
+    shorter = model(input_ids=ids[:, :-1], use_cache=False).logits
+    causal, product = _close(shorter, model(input_ids=ids, use_cache=False).logits[:, :-1]), True
     # A cap does not show on small logits; a power of two comes off again without a trace.
     for factor in (1.0, 2.0**10, 2.0**-10):
-        with torch.no_grad():
-            weight *= factor
-            ours = Policy(model)(lambda hidden, head: hidden @ head.T, input_ids=ids, use_cache=False)
-            theirs = model(input_ids=ids, use_cache=False).logits
-        error = 1e-4 * float(theirs.abs().max())
-        if ours.shape != theirs.shape or not torch.allclose(ours, theirs, rtol=0, atol=error):
-            raise ValueError(f"{path} caps, scales or shifts its logits, which no loss here does; take another model")
+        weight *= factor
+        ours = Policy(model)(lambda hidden, head: hidden @ head.T, input_ids=ids, use_cache=False)
+        product = product and _close(ours, model(input_ids=ids, use_cache=False).logits)
+    return causal, product
+
+
+def _close(ours: Float[Tensor, "B L V"], theirs: Float[Tensor, "B L V"]) -> bool:
+    same = ours.shape == theirs.shape
+    return same and torch.allclose(ours, theirs, rtol=0, atol=1e-4 * float(theirs.abs().max()))
+
+
+def _by(model: PreTrainedModel) -> str:
+    """Say what in the model's config caps or scales its logits, or that its head has a bias."""
+    config = model.config.get_text_config()
+    found = {key: getattr(config, key, None) for key in LOGIT_KEYS}
+    keys = ", ".join(f"{key} = {value!r}" for key, value in found.items() if value not in (None, 1, 1.0))
+    if keys:
+        return f" by {keys} in its config.json"
+    return " by a bias of its head" if getattr(model.get_output_embeddings(), "bias", None) is not None else ""
 
 
 def blocks(policy: Policy) -> list[nn.Module]:

@@ -16,6 +16,7 @@ from train.config import Config, RolloutConfig
 from train.engines.engine import Engine, Said
 from train.problems.tasks import Task, deal_from
 from train.seeds import derive
+from train.tokenizer import ends
 from train.watching.clock import Clock
 
 
@@ -57,7 +58,7 @@ def overlong(lengths: Float[Tensor, "B"], settings: RolloutConfig) -> Float[Tens
 
 def has_ended(tokenizer: PreTrainedTokenizerBase, response: Sequence[int]) -> bool:
     """Say whether a response was ended by the policy."""
-    return bool(response) and response[-1] == tokenizer.eos_token_id
+    return bool(response) and response[-1] in ends(tokenizer)
 
 
 def judge(

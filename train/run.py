@@ -68,11 +68,12 @@ def run(job: Job, console: Console) -> Result:
 
 def _run(job: Job, console: Console) -> Result:
     config, folder = job.config, job.config.folder
-    console.print(job.verdict, highlight=False, soft_wrap=True)
+    warn = partial(console.print, highlight=False, soft_wrap=True)
+    for line in (job.verdict, *(f"warning: {text}" for text in job.warnings)):
+        warn(line)
     logging.disable_progress_bar()
     if config.threads:
         torch.set_num_threads(config.threads)
-    warn = partial(console.print, highlight=False, soft_wrap=True)
     model = ranks.everywhere(lambda: build_model(config.model, derive(config.seed, "weights")))
     refuse_unlike("weights", [torch.hash_tensor(x).view(torch.int64).item() for x in model.parameters()])
     state = begin(model, config)

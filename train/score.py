@@ -1,26 +1,30 @@
 """``python -m train eval``: Mean@k and Pass@k of any Hugging Face folder on a file of problems."""
 
+from collections.abc import Callable
+
 from transformers.utils import logging
 
 from train import ranks
 from train.answering.checker import Checker
-from train.config import EvalConfig
+from train.architecture import architecture
+from train.config import EvalConfig, ModelConfig
 from train.engines.engine import Demands
 from train.engines.opening import check_engine, open_engine
 from train.evaluate import Evaluation, evaluate
 from train.model import check_length, open_model, open_tokenizer
 from train.policy import Policy, shard
 from train.problems.files import read
-from train.problems.tasks import Task
+from train.problems.tasks import check_ids, tasks_of
 from train.seeds import derive
-from train.tokenizer import prompt_ids
+from train.tokenizer import warnings_of
 
 
-def score(config: EvalConfig) -> Evaluation:
+def score(config: EvalConfig, warn: Callable[[str], object]) -> Evaluation:
     """Load the model, draw k responses to each problem, and judge them.
 
     Args:
         config: what to evaluate.
+        warn: is told what the reader should know before the numbers.
 
     Returns:
         Evaluation.
@@ -31,10 +35,14 @@ def score(config: EvalConfig) -> Evaluation:
     check_engine(config.engine)
     problems = read(config.problems)
     logging.disable_progress_bar()
-    tokenizer, model = open_tokenizer(config.model), open_model(config.model)
-    tasks = [
-        Task(prompt_ids(tokenizer, problem.prompt, config.max_prompt_tokens), problem.answer) for problem in problems
-    ]
+    tokenizer = open_tokenizer(config.model)
+    for text in warnings_of(tokenizer):
+        warn(f"warning: {text}")
+    tasks = tasks_of(problems, tokenizer, config.max_prompt_tokens)
+    vocabulary = architecture(ModelConfig(path=config.model)).get_text_config().vocab_size
+    places = [problem.place for problem in problems]
+    check_ids({"prompt": [task.prompt for task in tasks]}, places, tokenizer, vocabulary)
+    model = open_model(config.model)
     context = max(len(task.prompt) for task in tasks) + config.max_tokens
     check_length(model, context, config.model)
     policy = Policy(model).to(ranks.device(config.device))

@@ -5,6 +5,8 @@ from rpg_ref.audit.curves import Curve, Rule, WeightCurves, draw_curves, weight_
 from rpg_ref.audit.identify import Finding, Report, identify
 from rpg_ref.audit.model import identify_model
 from rpg_ref.audit.prefix_lm import ModelBatch, PrefixTreeLM
+from rpg_ref.audit.present import as_markdown, as_record, as_text
+from rpg_ref.audit.remarks import Remark
 from rpg_ref.objective import TERMS, Objective
 
 __all__ = [
@@ -14,9 +16,13 @@ __all__ = [
     "ModelBatch",
     "Objective",
     "PrefixTreeLM",
+    "Remark",
     "Report",
     "Rule",
     "WeightCurves",
+    "as_markdown",
+    "as_record",
+    "as_text",
     "assert_gradient",
     "draw_curves",
     "identify",

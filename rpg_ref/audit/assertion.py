@@ -7,7 +7,7 @@ from rpg_ref.audit.curves import Region, region_differences, weight_curves
 from rpg_ref.audit.identify import Finding, Report, identify
 from rpg_ref.audit.population import Loss
 from rpg_ref.checks import Table, check_number
-from rpg_ref.objective import TERMS, Objective
+from rpg_ref.objective import GAINS, TERMS, Objective
 
 _REGIMES = Table("regime", {"on_policy": "on-policy", "off_policy": "off-policy"})
 _GROUPS = range(2, 65)
@@ -77,7 +77,7 @@ def assert_gradient(
     lines = [f"the loss {has} of {wanted}; {str(report).splitlines()[0]}"]
     lines += [f"{_REGIMES[name]}: {line}" for name in differences for line in differences[name]]
     forms = report.forms.values() if any(differences.values()) else ()
-    raise AssertionError("\n- ".join([*lines, *report.faults, *forms, *report.hazards]))
+    raise AssertionError("\n- ".join([*lines, *report.faults, *forms, *report.hazards, *report.notes]))
 
 
 def _differences(finding: Finding, wanted: Objective, tolerance: float) -> Iterator[str]:
@@ -104,7 +104,13 @@ def _differences(finding: Finding, wanted: Objective, tolerance: float) -> Itera
         difference = abs(unit * got[name] - c)
         if difference > tolerance * largest:
             known = _looks_like(name, asked, got, unit)
-            yield f"{TERMS[name]} has coefficient {unit * got[name]:.6g}, not {c:.6g}{known}"
+            yield f"the objective has {_term(name, unit * got[name])}, not {_term(name, c)}{known}"
+
+
+def _term(name: str, c: float) -> str:
+    """One term as it stands in the objective: a gain is added, a penalty subtracted."""
+    sign = "+" if (c > 0) == (name in GAINS) else "−"
+    return f"{sign} {abs(c):.6g}·{TERMS[name]}" if c else f"no {TERMS[name]}"
 
 
 def _looks_like(name: str, asked: dict[str, float], got: dict[str, float], unit: float) -> str:

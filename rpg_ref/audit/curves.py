@@ -17,8 +17,10 @@ from jaxtyping import Float, Int
 from torch import Tensor
 
 from rpg_ref.audit.population import Loss, as_loss
-from rpg_ref.audit.probes import ScalarLoss
 from rpg_ref.recipe import Recipe
+
+ScalarLoss = Callable[..., Tensor]
+"""As ``as_loss`` returns it."""
 
 LARGEST_RATIO = 50.0
 """The curves run from 1/50 to 50."""

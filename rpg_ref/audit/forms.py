@@ -71,4 +71,7 @@ REWARDS: dict[str, Loss] = {"A·log π, unweighted": lambda p, q, r, A, mask: -_
     for weight, w in _WEIGHTS.items()
     if "SG" not in weight and "detached" not in weight and weight != "unweighted {}"
 }
+REWARDS["A times the ratio to the reference, π/ref for π/π_old"] = lambda p, q, r, A, mask: (
+    -_mean((p - r).exp() * A[:, None])
+)
 """The advantages' terms as losses, simplest first."""

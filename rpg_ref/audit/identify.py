@@ -3,7 +3,7 @@
 import math
 from collections.abc import Callable, Iterator, Mapping
 from dataclasses import dataclass, field, replace
-from functools import cache, cached_property, partial
+from functools import cache, cached_property, lru_cache, partial
 from typing import NamedTuple
 
 import torch
@@ -11,9 +11,10 @@ from jaxtyping import Float
 from torch import Tensor
 
 from rpg_ref.audit.forms import PENALTIES, REWARDS
-from rpg_ref.audit.oracle import Policies, flat_gradient, gradient, token_logp
-from rpg_ref.audit.population import Loss, Population, as_loss, population, scalar_of
-from rpg_ref.audit.probes import probe
+from rpg_ref.audit.oracle import Policies, gradient, token_logp
+from rpg_ref.audit.population import Loss, Population, as_loss, balanced, population, scalar_of
+from rpg_ref.audit.probes import Normaliser, probe
+from rpg_ref.audit.remarks import SEVERITIES, Remark
 from rpg_ref.objective import TERMS, Objective
 from rpg_ref.recipe import Recipe
 
@@ -22,6 +23,9 @@ FIT = 1e-8
 NO_FIT = 1e-4
 """Smallest residual that is no fit. Nearer than _NEAR it shrinks with the spread, since a loss that is wrong off-policy
 is wrong by no more than the policy has moved. Under a tenth of it, single precision explains what a fit leaves."""
+
+DISTANCES = (0.1, 0.5, 1.0)
+"""The largest |log π_θ/π_old| at which the share of the gradient that is wrong is measured."""
 
 AGAINST_SAMPLER = ("reverse_kl_old", "forward_kl_old")
 _LARGEST_DRIFT, _HALVINGS, _NEAR = 0.8, 15, 0.01
@@ -32,6 +36,8 @@ _LINEAR = 1e-5
 _ROUNDING = 1e-12
 # Where pulls cancel, rounding leaves about 1e-17 of their sum, 1e-9 in single precision, which nothing fits.
 _ZERO_SINGLE = 1e-7
+# What half precision leaves of a right gradient.
+_COARSE = 0.05
 
 
 class Descent(NamedTuple):
@@ -67,9 +73,15 @@ def descent(loss_fn: Loss, population: Population, logits: Float[Tensor, "S V"],
     """
     leaf = logits.detach().clone().requires_grad_()
     tree, rows = population.tree, population.rows
-    logp, old, ref = (token_logp(tree, table)[rows] for table in (leaf.log_softmax(-1), population.old, population.ref))
+    current = leaf.log_softmax(-1)
+    if torch.equal(leaf, population.old):
+        # To the last bit: |log π_θ/π_old| has no gradient where they are equal, and one of size 1 beside it.
+        current = population.old + (current - current.detach())
+    logp, old, ref = (token_logp(tree, table)[rows] for table in (current, population.old, population.ref))
     loss = scalar_of(loss_fn(logp, old, ref, advantage[rows], tree.mask[rows]), "loss")
-    return Descent(-flat_gradient(loss, [leaf]), float(flat_gradient(loss, [logp]).abs().sum()))
+    # Both at once: a compiled loss can be differentiated one time only.
+    of_logits, of_logp = torch.autograd.grad(loss, [leaf, logp], allow_unused=True, materialize_grads=True)
+    return Descent(-of_logits.double().flatten(), float(of_logp.double().abs().sum()))
 
 
 def exact_gradient(
@@ -112,6 +124,8 @@ class Finding:
         unidentified: terms whose gradient vanishes in this regime.
         level: the level of the fitted terms.
         normalised: whether the reward's part told the normaliser; else coefficients are known up to one common factor.
+        coarse: the half precision that the loss computes in, such as "bfloat16"; empty for single and double.
+        weighed: the objective where R stands for the rewards as the loss weighs them; empty unless it is that.
         vectors: the two parts' gradients.
 
     Source: ours.
@@ -127,6 +141,8 @@ class Finding:
     level: str
     parts: Mapping[str, Objective | None] = field(default_factory=dict)
     normalised: bool = False
+    coarse: str = ""
+    weighed: str = ""
     vectors: Mapping[str, Tensor] = field(default_factory=dict, repr=False, compare=False)
 
     @property
@@ -141,20 +157,34 @@ class Finding:
         return Objective(terms, self.level) if self.residual < max(FIT, self.no_fit / 10) else None
 
     @property
+    def flees(self) -> bool:
+        """Whether the loss pushes the policy away from its sampler."""
+        return any(self.coefficients.get(name, 0.0) < 0 for name in AGAINST_SAMPLER)
+
+    @property
+    def undecided(self) -> bool:
+        """Whether rounding leaves too little to fit: no objective is found, and none is excluded."""
+        return self.objective is None and self.residual < max(self.no_fit, _COARSE if self.coarse else 0.0)
+
+    @property
     def verdict(self) -> str:
         """The finding in words."""
         if math.isinf(self.residual):
             return "a gradient that is not finite"
+        if self.weighed:
+            return f"{self.weighed}, where R is the reward as the loss weighs it"
         where = f" at |log π/π_old| ≤ {self.spread:.2g}" if self.drift else ""
         residual = f"residual {self.residual:.1g}{where}"
+        if self.undecided:
+            of_half = f": {self.coarse} leaves too little to fit" if self.coarse else ""
+            return f"undecided{of_half} ({residual})"
         if self.residual >= self.no_fit:
             known = [
                 (name, part) for name, part in self.parts.items() if part and (self.normalised or len(part.terms) > 1)
             ]
             fit = "".join(f"; its {name} part is that of {part}" for name, part in known)
             return f"the gradient of no known objective ({residual}{fit})"
-        if self.objective is None:
-            return f"undecided ({residual})"
+        assert self.objective is not None
         if not self.objective.terms:
             return "nothing, its expected gradient is zero"
         return f"{self.objective} ({residual}{'' if self.residual < FIT else ', single precision'})"
@@ -168,8 +198,11 @@ class Report:
         on_policy: the finding at π_θ = π_old.
         off_policy: the finding near π_old: nearer than any clip.
         population: the batch it was found on.
-        faults: mistakes that no objective excuses, a sentence each: a mask ignored, a wrong token.
-        hazards: what holds only sometimes, a sentence each: NaN far away, a dependence on padding or on the split.
+        remarks: what was found beside the objectives, each with a severity, a reason and a remedy.
+        normaliser: what the loss divides by, or None where that cannot be told.
+        share_wrong: by the largest |log π_θ/π_old|, the share of the gradient that is not the on-policy objective's;
+            empty where both regimes have one objective, or on-policy there is none. Clipping is left out of it as long
+            as the reward part is right.
 
     Source: ours.
     """
@@ -177,8 +210,33 @@ class Report:
     on_policy: Finding
     off_policy: Finding
     population: Population = field(repr=False)
-    faults: tuple[str, ...] = ()
-    hazards: tuple[str, ...] = ()
+    remarks: tuple[Remark, ...] = ()
+    normaliser: Normaliser | None = None
+    share_wrong: Mapping[float, float] = field(default_factory=dict)
+
+    def _of(self, severity: str) -> tuple[Remark, ...]:
+        return tuple(remark for remark in self.remarks if remark.severity == severity)
+
+    @property
+    def faults(self) -> tuple[Remark, ...]:
+        """The errors: mistakes that no objective excuses, such as a mask ignored or a wrong token."""
+        return self._of("error")
+
+    @property
+    def hazards(self) -> tuple[Remark, ...]:
+        """The warnings: what holds only sometimes, such as NaN far away or a dependence on padding or on the split."""
+        return self._of("warning")
+
+    @property
+    def notes(self) -> tuple[Remark, ...]:
+        """What the loss does that is right where it is meant, and what was not checked."""
+        return self._of("note")
+
+    @property
+    def all_remarks(self) -> tuple[Remark, ...]:
+        """Every remark, the most severe first, those on the verdicts and on the forms of the parts included."""
+        remarks = (*self.remarks, *self.suspects, *_of_verdicts(self))
+        return tuple(sorted(remarks, key=lambda remark: SEVERITIES.index(remark.severity)))
 
     @property
     def regimes_agree(self) -> bool:
@@ -186,27 +244,27 @@ class Report:
         on, off = self.on_policy, self.off_policy
         if on.objective is None or off.objective is None:
             return False
-        flees = any(off.coefficients[name] < 0 for name in AGAINST_SAMPLER)
-        return not flees and all(abs(c - off.coefficients[name]) <= 1e-5 for name, c in on.coefficients.items())
+        return not off.flees and all(abs(c - off.coefficients[name]) <= 1e-5 for name, c in on.coefficients.items())
 
     @cached_property
-    def forms(self) -> Mapping[str, str]:
+    def forms(self) -> Mapping[str, Remark]:
         """The known form, right or wrong, that a part has in both regimes, a sentence by the name of the part."""
         return dict(_forms(self))
 
     @property
-    def suspects(self) -> tuple[str, ...]:
+    def suspects(self) -> tuple[Remark, ...]:
         """The forms of the parts that are no objective's, or not the same one's in both regimes."""
         if self.regimes_agree:
             return ()
         on, off = self.on_policy.parts, self.off_policy.parts
-        fine = {part for part in self.forms if None not in (on.get(part), off.get(part)) and on[part] == off[part]}
+        fine = {part for part in self.forms if _same_part(on.get(part), off.get(part))}
         return tuple(sentence for part, sentence in self.forms.items() if part not in fine)
 
     def __str__(self) -> str:
         """Return both verdicts and, line by line, what else was found."""
         verdicts = f"on-policy: {self.on_policy.verdict}; off-policy: {self.off_policy.verdict}"
-        return "\n".join([verdicts, *(f"- {line}" for line in (*self.faults, *self.suspects, *self.hazards))])
+        notes = (note for note in self.notes if note.kind != "unchecked")
+        return "\n".join([verdicts, *(f"- {line}" for line in (*self.faults, *self.suspects, *self.hazards, *notes))])
 
 
 def identify(loss_fn: Loss, *, level: str = "token", seed: int = 0) -> Report:
@@ -233,56 +291,147 @@ def identify(loss_fn: Loss, *, level: str = "token", seed: int = 0) -> Report:
         constant = float(len(batch.rows)) if loss_fn.needs_denominator else None
         loss_fn = partial(loss_fn.scalar_loss, denominator=constant)
     loss = as_loss(loss_fn)
-    report = find(partial(descent, loss, batch), batch, level)
-    faults, hazards = probe(loss)
-    return replace(report, faults=faults, hazards=(*report.hazards, *hazards))
+    probed = probe(loss)
+    if probed.grouped:
+        batch = balanced(seed)
+    coarse = "" if probed.dtype is None else str(probed.dtype).removeprefix("torch.")
+    black_box = partial(descent, loss, batch)
+    report = find(black_box, batch, level, coarse=coarse)
+    if any(remark.kind in ("sign_weights", "own_transform") for remark in probed.remarks):
+        report = _with_weighed_rewards(report, find(black_box, batch, level, reward=_weighed(loss, batch)))
+    return replace(report, remarks=(*report.remarks, *probed.remarks), normaliser=probed.normaliser)
 
 
-def find(black_box: BlackBox, batch: Population, level: str) -> Report:
+def _weighed(loss: Loss, batch: Population) -> Float[Tensor, "N"]:
+    """What a loss makes of each response's reward on-policy: how hard it pulls its first token up, up to a factor."""
+    leaf = token_logp(batch.tree, batch.old)[batch.rows].requires_grad_()
+    ref = token_logp(batch.tree, batch.ref)[batch.rows]
+    pulls = []
+    for sign in (1.0, -1.0, 0.0):
+        value = loss(leaf, leaf.detach(), ref, sign * batch.reward[batch.rows], batch.tree.mask[batch.rows])
+        (gradient,) = torch.autograd.grad(value, leaf, allow_unused=True, materialize_grads=True)
+        pulls.append(-gradient[:, 0])
+    plus, minus, zero = pulls
+    moved = plus - zero if bool(zero.isfinite().all()) else (plus - minus) / 2
+    reward = torch.zeros_like(batch.reward)
+    reward[batch.rows] = moved
+    return reward * (batch.reward.abs().max() / reward.abs().max())
+
+
+def _with_weighed_rewards(report: Report, weighed: Report) -> Report:
+    """Say which objective it is with the rewards as the loss weighs them, where it is none with the rewards given."""
+    on, off = (
+        replace(as_given, weighed=as_weighed.verdict)
+        if as_given.objective is None and as_weighed.objective
+        else as_given
+        for as_given, as_weighed in (
+            (report.on_policy, weighed.on_policy),
+            (report.off_policy, weighed.off_policy),
+        )
+    )
+    return replace(report, on_policy=on, off_policy=off)
+
+
+def find(
+    black_box: BlackBox, batch: Population, level: str, *, coarse: str = "", reward: Tensor | None = None
+) -> Report:
     """Fit a black box's gradient in both regimes.
 
     Args:
         black_box: its gradient, from the policy's logits and the advantages.
         batch: the population.
         level: of the terms.
+        coarse: the half precision that the black box computes in; empty for single and double.
+        reward: of each response in the objective, [N], if it is another one than the advantages that the loss is given.
 
     Returns:
-        Report, without the hazards that need more than this gradient.
+        Report, without the remarks that need more than this gradient.
 
     Source: ours.
     """
+    given = batch
+    batch = batch if reward is None else replace(batch, reward=reward)
 
     @cache
     def descend(drift: float, sign: float) -> Descent:
-        return black_box(batch.old + drift * batch.drift, sign * batch.reward)
+        return black_box(given.old + drift * given.drift, sign * given.reward)
 
     on = _find(descend, batch, 0.0, level)
     off = _find_near(descend, batch, level, on.scale)
-    hazards = []
+    remarks = []
     rewarded = on.vectors["reward"].any() or off.vectors["reward"].any()
     if not rewarded and bool(on.vectors["penalty"].any() or off.vectors["penalty"].any()):
-        hazards.append(
-            "the advantages change nothing: the coefficients are known up to one common factor, the loss's normaliser"
-        )
+        remarks.append(Remark("no_advantages"))
     other = {"token": "sequence", "sequence": "token"}[level]
     for regime, finding in (("on-policy", on), ("off-policy", off)):
         elsewhere = None if finding.objective else _find(descend, batch, finding.drift, other, on.scale)
         if elsewhere is not None and elsewhere.objective is not None:
-            hazards.append(f"{regime}, it is an objective at {other} level: {elsewhere.verdict}")
-    return Report(on, off, batch, hazards=tuple(hazards))
+            remarks.append(Remark("other_level", regime=regime, other=other, verdict=elsewhere.verdict))
+    on, off = (replace(finding, coarse=coarse) for finding in (on, off))
+    report = Report(on, off, batch, tuple(remarks))
+    if on.objective is None or not on.objective.terms.get("reward") or report.regimes_agree or coarse:
+        return report
+    return replace(report, share_wrong=dict(_shares_wrong(descend, report, level)))
+
+
+def _shares_wrong(descend: Descend, report: Report, level: str) -> Iterator[tuple[float, float]]:
+    """How much of the gradient is not that of the on-policy objective, at several distances."""
+    on, batch = report.on_policy, report.population
+    reward_is_right = report.off_policy.parts.get("reward") is not None
+    for distance in DISTANCES:
+        drift = _drift_at(batch, distance)
+        gradients, _ = _exact_gradients(batch, drift, level)
+        wanted = {name: on.scale * c * gradients[name] for name, c in on.coefficients.items()}
+        total = sum(wanted.values(), torch.zeros_like(gradients["reward"]))
+        # Where the reward part is right, only a clip can be wrong with it: the penalty alone is compared.
+        penalty = total - wanted["reward"]
+        found = descend(drift, 0.0 if reward_is_right else 1.0).vector
+        off = found - (penalty if reward_is_right else total)
+        if bool(found.isfinite().all()):
+            yield distance, float(off.norm() / (total + off).norm())
+
+
+@lru_cache(maxsize=64)
+def _drift_at(batch: Population, distance: float) -> float:
+    """The drift at which the largest |log π_θ/π_old| is this distance, by bisection."""
+    low, high = 0.0, 10.0
+    for _ in range(60):
+        middle = (low + high) / 2
+        moved = (batch.old + middle * batch.drift).log_softmax(-1) - batch.old
+        low, high = (middle, high) if float(moved.abs().max()) < distance else (low, middle)
+    return low
 
 
 def _find_near(descend: Descend, batch: Population, level: str, scale: float) -> Finding:
     """The finding where nothing is clipped; nearer, if it is only there that an objective is found."""
-    drifts = (_LARGEST_DRIFT / 2**halvings for halvings in range(_HALVINGS))
-    drift = next((drift for drift in drifts if _is_linear(descend, drift)), _NEVER_LINEAR)
+    drift = _largest_linear(descend)
     farthest = _find(descend, batch, drift, level, scale)
     if farthest.residual < farthest.no_fit:
         return farthest
     # A bound that does not look at the advantages leaves the gradient linear in them; inside it nothing is left but
     # rounding, where what is merely nearer shrinks with the distance.
     nearer = (_find(descend, batch, drift / shrink, level, scale) for shrink in (16, 256, 4096))
-    return next((finding for finding in nearer if finding.residual < _ROUNDING), farthest)
+    exact = (finding for finding in nearer if finding.residual < _ROUNDING and _is_as_large(finding, farthest))
+    return next(exact, farthest)
+
+
+def _largest_linear(descend: Descend) -> float:
+    """The largest of the drifts, each half of the one before, at which no sample is clipped, by bisection."""
+    drifts = [_LARGEST_DRIFT / 2**halvings for halvings in range(_HALVINGS)]
+    if _is_linear(descend, drifts[0]):
+        return drifts[0]
+    if not _is_linear(descend, drifts[-1]):
+        return _NEVER_LINEAR
+    clipped, linear = 0, _HALVINGS - 1
+    while linear - clipped > 1:
+        middle = (clipped + linear) // 2
+        clipped, linear = (clipped, middle) if _is_linear(descend, drifts[middle]) else (middle, linear)
+    return drifts[linear]
+
+
+def _is_as_large(nearer: Finding, farther: Finding) -> bool:
+    """Whether no part has vanished on the way: a gradient of second order in the distance is not zero."""
+    return all(bool(vector.any()) or not farther.vectors[part].any() for part, vector in nearer.vectors.items())
 
 
 def _is_linear(descend: Descend, drift: float) -> bool:
@@ -311,7 +460,7 @@ def _fit(fields: dict[str, Tensor], target: Tensor) -> Fit:
     return Fit(dict(zip(fields, (solution / norms).tolist(), strict=True)), residual, condition)
 
 
-@cache
+@lru_cache(maxsize=256)
 def _exact_gradients(batch: Population, drift: float, level: str) -> tuple[Mapping[str, Tensor], float]:
     """The exact gradient of each term at a drift, and the spread there: the same for every black box."""
     leaf = (batch.old + drift * batch.drift).requires_grad_()
@@ -378,13 +527,40 @@ def _solve(
     return replace(finding, parts=parts, coefficients=found if worst < finding.no_fit else {})
 
 
-def _forms(report: Report) -> Iterator[tuple[str, str]]:
+_EXPLAINED = ("value_filter", "token_filter", "token_weights", "own_transform", "sign_weights")
+"""Notes on what is no objective's gradient and is right where it is documented."""
+
+
+def _of_verdicts(report: Report) -> Iterator[Remark]:
+    """What the verdicts themselves say, as remarks."""
+    on, off = report.on_policy, report.off_policy
+    for regime, finding in (("on-policy", on), ("off-policy", off)):
+        if math.isinf(finding.residual):
+            yield Remark("not_finite", regime=regime)
+    if on.coefficients.get("reward", 0.0) < 0:
+        yield Remark("descends")
+    unknown = [x.objective is None and not x.undecided and not x.weighed and x.residual < math.inf for x in (on, off)]
+    explained = any(remark.kind in _EXPLAINED for remark in report.remarks)
+    if all(unknown) and not explained:
+        yield Remark("no_objective")
+    elif unknown[1] and not math.isinf(on.residual):
+        yield Remark("no_objective_off_policy")
+    elif on.objective is not None and off.objective is not None and not report.regimes_agree:
+        yield Remark("flees" if off.flees else "regimes_differ")
+
+
+def _same_part(a: Objective | None, b: Objective | None) -> bool:
+    """Whether two parts are one objective, as far as their coefficients are known."""
+    if a is None or b is None:
+        return False
+    pairs = [(a.terms.get(name, 0.0), b.terms.get(name, 0.0)) for name in a.terms.keys() | b.terms.keys()]
+    return all(math.isclose(x, y, rel_tol=1e-5, abs_tol=1e-9) for x, y in pairs)
+
+
+def _forms(report: Report) -> Iterator[tuple[str, Remark]]:
     """Name the known form that has a part's gradient, with one factor for both regimes."""
     on, off, batch = report.on_policy, report.off_policy, report.population
-    for part, rows, sentence in (
-        ("reward", REWARDS, "the reward part has the gradient of {form}"),
-        ("penalty", PENALTIES, "the penalty part has the gradient of {c:.3g} × {form}"),
-    ):
+    for part, rows in (("reward", REWARDS), ("penalty", PENALTIES)):
         right = part == "reward" and None not in (on.parts.get(part), off.parts.get(part))
         if right or not off.vectors[part].any():
             continue
@@ -394,5 +570,7 @@ def _forms(report: Report) -> Iterator[tuple[str, str]]:
             shape = torch.cat([exact_gradient(loss_fn, batch, x, batch.reward) for x in logits])
             c = float(shape @ target / shape.square().sum())
             if (target - c * shape).norm() < off.no_fit / 10 * target.norm():
-                yield part, sentence.format(form=form, c=c / on.scale)
+                size = c / on.scale
+                amount = f"{size:.3g}" if size > 0 else f"a bonus of {-size:.3g}"
+                yield part, Remark(f"{part}_form", form=form, amount=amount)
                 break

@@ -1,7 +1,7 @@
 """Population batches: finite, and yet the plain average over one is the exact expectation under π_old."""
 
 from collections.abc import Callable
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from functools import cache
 from itertools import product
 from typing import Any
@@ -97,18 +97,41 @@ _ADVANTAGES: tuple[Callable[[Tensor, Tensor], Tensor], ...] = (
     lambda A, mask: A[:, None].clone(),
     lambda A, mask: A[:, None].expand(mask.shape).clone(),
 )
+_COPIES = (1, 8)
 _MASKS: tuple[Callable[[Tensor], Tensor], ...] = (Tensor.clone, Tensor.double, Tensor.long, Tensor.float)
 
 
-def as_loss(loss_fn: Loss) -> Callable[..., Tensor]:
+@dataclass(frozen=True)
+class AsLoss:
+    """loss(logp, logp_old, logp_ref, advantages [B], mask) ↦ a scalar tensor; it raises ValueError as ``scalar_of``.
+
+    Its arguments are copies: it may write into them.
+
+    Attributes:
+        call: the black box, given its advantages and its mask in the form that it takes.
+        per_token: whether it also takes advantages [B, T], which may then differ within a response.
+        copies: how often a batch is repeated, for a loss that takes whole groups of many responses only.
+
+    Source: ours.
+    """
+
+    call: Callable[..., Any]
+    per_token: bool
+    copies: int = 1
+
+    def __call__(self, *batch: Tensor) -> Float[Tensor, ""]:
+        """Return the loss of a batch; a token's gradient is then summed over the copies of its response."""
+        return scalar_of(self.call(*(x.repeat(self.copies, *[1] * (x.ndim - 1)) for x in batch)), "loss")
+
+
+def as_loss(loss_fn: Loss) -> AsLoss:
     """Find how a black box takes its advantages, [B] or [B, 1] or [B, T], and its mask, and check what it returns.
 
     Args:
         loss_fn: the black box.
 
     Returns:
-        loss(logp, logp_old, logp_ref, advantages [B], mask) ↦ a scalar tensor; it raises ValueError as ``scalar_of``.
-        Its arguments are copies: it may write into them.
+        AsLoss.
 
     Raises:
         ValueError: it raises an error for every form of the arguments; for an ordinary batch it or its gradient is not
@@ -116,16 +139,15 @@ def as_loss(loss_fn: Loss) -> Callable[..., Tensor]:
 
     Source: ours.
     """
-    rng = torch.Generator().manual_seed(0)
-    p, q, r = -torch.rand((3, 8, 5), generator=rng, dtype=torch.float64) - 0.5
-    A, mask = torch.randn(8, generator=rng, dtype=torch.float64), torch.ones((8, 5), dtype=torch.bool)
     errors: list[Exception] = []
-    for as_mask, as_advantages in product(_MASKS, _ADVANTAGES):
+    for copies, as_mask, as_advantages in product(_COPIES, _MASKS, _ADVANTAGES):
 
         def call(*batch: Tensor, as_mask: Any = as_mask, as_advantages: Any = as_advantages) -> Any:
             *logps, A, mask = batch
-            return loss_fn(*(x.clone() for x in logps), as_advantages(A, mask), as_mask(mask))
+            given = as_advantages(A, mask) if A.ndim == 1 else A.clone()
+            return loss_fn(*(x.clone() for x in logps), given, as_mask(mask))
 
+        p, q, r, A, mask = (x.repeat(copies, *[1] * (x.ndim - 1)) for x in _ordinary_batch())
         leaf = p.clone().requires_grad_()
         try:
             outputs = call(leaf, q, r, A, mask), call(leaf, q, r, A, mask)
@@ -149,15 +171,71 @@ def as_loss(loss_fn: Loss) -> Callable[..., Tensor]:
             raise ValueError(f"the loss is {_number(first)} with a gradient of zero; compute it from logp, undetached")
         if not bool(gradient.isfinite().all()):
             raise ValueError("the loss's gradient is NaN or infinite for ordinary log-probabilities; mend that first")
-        return lambda *batch: scalar_of(call(*batch), "loss")
+        return AsLoss(call, _takes_per_token(call, (p, q, r, A, mask)), copies)
     raise ValueError(
         f"the loss raised {sentence_of(errors[0])}; it must take (logp, logp_old, logp_ref, advantages, mask), tensors "
         "[B, T] and advantages [B] or [B, T]"
     ) from errors[0]
 
 
+def _ordinary_batch() -> tuple[Tensor, ...]:
+    rng = torch.Generator().manual_seed(0)
+    p, q, r = -torch.rand((3, 8, 5), generator=rng, dtype=torch.float64) - 0.5
+    A, mask = torch.randn(8, generator=rng, dtype=torch.float64), torch.ones((8, 5), dtype=torch.bool)
+    return p, q, r, A, mask
+
+
+def _takes_per_token(call: Callable[..., Any], batch: tuple[Tensor, ...]) -> bool:
+    """Whether equal advantages [B, T] give the gradient that advantages [B] give."""
+    p, q, r, A, mask = batch
+    # Advantages of zero and a mask show what broadcasts [B, T] as if it were [B].
+    A, mask = A * (A > -0.5), mask & (torch.arange(p.shape[1]) < 2 + torch.arange(len(p))[:, None] % 4)
+    gradients: list[Tensor] = []
+    for advantages in (A, A[:, None].expand(mask.shape)):
+        leaf = p.clone().requires_grad_()
+        try:
+            loss = scalar_of(call(leaf, q, r, advantages, mask), "loss")
+            gradients += torch.autograd.grad(loss, leaf, allow_unused=True, materialize_grads=True)
+        except Exception:  # whatever a black box raises
+            return False
+    one, other = gradients
+    return bool((other - one).abs().max() <= 1e-5 * one.abs().max())
+
+
 def _number(x: Tensor) -> str:
     return "NaN" if bool(x.isnan()) else f"{float(x.detach()):.9g}"
+
+
+@cache
+def balanced(seed: int) -> Population:
+    """Draw a population with the reward 1 and −1 in turn: whatever normalises rewards leaves these as they are.
+
+    Args:
+        seed: as of ``population``.
+
+    Returns:
+        A population whose neighbouring rows, any even number of them, have rewards of mean 0 and standard deviation 1.
+
+    Source: ours.
+    """
+    batch = population(seed)
+    repeats = torch.bincount(batch.rows).tolist()
+    half, chosen = len(batch.rows) // 2, {0: frozenset[int]()}
+    for response, count in enumerate(repeats):
+        larger = {total + count: subset | {response} for total, subset in chosen.items() if total + count <= half}
+        chosen = larger | chosen
+        if half in chosen:
+            break
+    good = torch.zeros(len(repeats), dtype=torch.bool)
+    good[list(chosen[half])] = True
+    # Neighbours are other responses.
+    rng = torch.Generator().manual_seed(0)
+    is_good = good[batch.rows]
+    raised, lowered = (
+        rows[torch.randperm(half, generator=rng)] for rows in (batch.rows[is_good], batch.rows[~is_good])
+    )
+    reward = torch.where(good, 1.0, -1.0).double()
+    return replace(batch, rows=torch.stack([raised, lowered], 1).flatten(), reward=reward)
 
 
 def sentence_of(error: BaseException) -> str:

@@ -35,7 +35,7 @@ class ModelBatch(Mapping[str, Any]):
         labels: [B, P + T], the completion's ids in their places in ``input_ids`` and −100 elsewhere.
         logp_old: log π_old of the completion's tokens at ``temperature``, [B, T], 0 behind the end.
         logp_ref: log π_ref of them, at ``temperature``, [B, T], 0 behind the end.
-        advantages: one per response, [B].
+        advantages: one per response, [B]; some probes give one per token, [B, T], to a step that takes both.
         temperature: what the logits are divided by before the softmax, in π_θ, π_old and π_ref.
 
     Source: ours.
@@ -50,7 +50,7 @@ class ModelBatch(Mapping[str, Any]):
     labels: Int[Tensor, "B L"]
     logp_old: Float[Tensor, "B T"]
     logp_ref: Float[Tensor, "B T"]
-    advantages: Float[Tensor, "B"]
+    advantages: Float[Tensor, "B"] | Float[Tensor, "B T"]
     temperature: float
 
     def __getitem__(self, name: str) -> Any:
@@ -90,6 +90,8 @@ class PrefixTreeLM(nn.Module):
     Args:
         tree: the responses.
         prompts: token ids of each prompt; all have the same rows.
+        absolute: whether the first token seen must stand at position 0, as for learnt absolute positions; where no
+            position_ids are passed, positions then count the padding.
 
     Raises:
         ValueError: a prompt followed by a response is another prompt.
@@ -102,8 +104,11 @@ class PrefixTreeLM(nn.Module):
     Source: ours; PAPER §5 for the tree.
     """
 
-    def __init__(self, tree: PrefixTree, prompts: tuple[tuple[int, ...], ...] = ((BOS, FIRST),)) -> None:
+    def __init__(
+        self, tree: PrefixTree, prompts: tuple[tuple[int, ...], ...] = ((BOS, FIRST),), *, absolute: bool = False
+    ) -> None:
         super().__init__()
+        self.states, self.absolute = tree.states, absolute
         vocabulary = FIRST + tree.vocabulary
         rng = torch.Generator().manual_seed(0)
         self.tree = tree
@@ -127,12 +132,12 @@ class PrefixTreeLM(nn.Module):
     @property
     def device(self) -> torch.device:
         """The parameters' device."""
-        return self.rows.device
+        return self.stray.device
 
     @property
     def dtype(self) -> torch.dtype:
         """The parameters' dtype, float64."""
-        return self.rows.dtype
+        return self.stray.dtype
 
     def set_policy(self, logits: Float[Tensor, "S V"], temperature: float = 1.0) -> None:
         """Make softmax(logits) the distribution at a temperature; tokens outside the tree get none.
@@ -176,14 +181,18 @@ class PrefixTreeLM(nn.Module):
                 f"attention_mask has shape {tuple(seen.shape)}; pass [B, L], 1 for the tokens that are seen"
             )
         # From 1: without position_ids no context begins anew.
-        places = seen.cumsum(1) if position_ids is None else position_ids.expand_as(input_ids)
+        counted = torch.arange(1, seen.shape[1] + 1).expand_as(seen) if self.absolute else seen.cumsum(1)
+        places = counted if position_ids is None else position_ids.expand_as(input_ids)
+        first = 1 if position_ids is None else 0
         unique, inverse = torch.unique(torch.stack([input_ids, seen, places], 1), dim=0, return_inverse=True)
-        index = torch.tensor([self._rows_along(*row) for row in unique.tolist()], device=self.device)[inverse]
+        index = torch.tensor([self._rows_along(*row, first=first) for row in unique.tolist()], device=self.device)[
+            inverse
+        ]
         logits = torch.cat([self.rows, self.stray])[index]
         if logits.requires_grad:
             logits.retain_grad()
             begins = torch.zeros_like(seen) if position_ids is None else (places == 0) & (seen == 1)
-            self.calls.append(Call(input_ids, begins.bool(), index < len(self.rows), logits))
+            self.calls.append(Call(input_ids, begins.bool(), index < self.states, logits))
         last = slice(-logits_to_keep, None) if isinstance(logits_to_keep, int) else logits_to_keep
         # A copy: what the caller does to it in place is not done to the logits that are read.
         return Output(logits[:, last].clone())
@@ -192,7 +201,7 @@ class PrefixTreeLM(nn.Module):
         """Leave the recorded calls out of copies."""
         return self.__dict__ | {"calls": []}
 
-    def _rows_along(self, ids: list[int], seen: list[int], places: list[int]) -> list[int]:
+    def _rows_along(self, ids: list[int], seen: list[int], places: list[int], first: int) -> list[int]:
         """The row of each position, from the tokens seen up to it and the gaps between their places."""
         rows, context = [], list[tuple[int, int]]()
         for token, visible, place in zip(ids, seen, places, strict=True):
@@ -201,8 +210,10 @@ class PrefixTreeLM(nn.Module):
             if visible:
                 context.append((token, place))
             gaps = {after[1] - before[1] for before, after in pairwise(context)}
-            known = self._row_of.get(tuple(token for token, _ in context)) if visible and gaps <= {1} else None
-            stray = len(self.rows) + hash((visible, *context)) % _STRAY_ROWS
+            displaced = self.absolute and context[:1] != [] and context[0][1] != first
+            ordinary = visible and gaps <= {1} and not displaced
+            known = self._row_of.get(tuple(token for token, _ in context)) if ordinary else None
+            stray = self.states + hash((visible, *context)) % _STRAY_ROWS
             rows.append(stray if known is None else known)
         return rows
 
@@ -262,13 +273,17 @@ def model_batch(
     )
 
 
-def run_step(step: Step, model: PrefixTreeLM, batch: ModelBatch) -> None:
+def run_step(step: Step, model: PrefixTreeLM, batch: ModelBatch, *, may_be_nan: bool = False) -> float:
     """Run a trainer's step and leave its gradients in the model's parameters and recorded calls.
 
     Args:
         step: the step.
         model: its model.
         batch: its batch.
+        may_be_nan: whether a loss of NaN is an answer, as for a batch that holds NaN.
+
+    Returns:
+        The loss, or 0 where the step returns none and calls backward itself.
 
     Raises:
         ValueError: it returns no scalar tensor, NaN, or nothing that depends on the model.
@@ -279,8 +294,9 @@ def run_step(step: Step, model: PrefixTreeLM, batch: ModelBatch) -> None:
     model.zero_grad()
     output = step(model, batch.copy())
     if any(p.grad is not None for p in model.parameters()):
-        return
+        return 0.0
     loss = scalar_of(output, "step")
-    if bool(loss.isnan()):
+    if bool(loss.isnan()) and not may_be_nan:
         raise ValueError("the step returned NaN for finite log-probabilities and advantages; nothing can be said of it")
     torch.autograd.backward(loss)
+    return float(loss.detach())

@@ -70,11 +70,12 @@ class Row:
 
     @property
     def notes(self) -> tuple[str, ...]:
-        """Faults, the known forms of what is not as documented, and hazards."""
+        """Errors, the known forms of what is not as documented, warnings and notes."""
         if self.report is None:
             return (self.error,)
         forms = () if all(self.as_documented) else self.report.suspects
-        return (*self.report.faults, *forms, *self.report.hazards)
+        notes = (note for note in self.report.notes if note.kind != "unchecked")
+        return (*self.report.faults, *forms, *self.report.hazards, *notes)
 
 
 def _without(objective: Objective | None, names: tuple[str, ...]) -> Objective | None:

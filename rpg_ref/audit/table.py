@@ -1,18 +1,13 @@
 """What an audit found: as text, as Markdown, as JSON, and where it differs from what was published."""
 
 import json
-import math
 from collections.abc import Iterable, Sequence
 from pathlib import Path
-from typing import Any
 
-from rpg_ref.audit.identify import Finding
 from rpg_ref.audit.picture import draw
+from rpg_ref.audit.present import Record, as_record, finding_record
 from rpg_ref.audit.run import Row, same_objective
 from rpg_ref.objective import Objective
-
-Record = dict[str, Any]
-"""Plain values, as a JSON file holds them."""
 
 
 def summary(table: Record) -> str:
@@ -121,21 +116,10 @@ def _record(row: Row) -> Record:
         "option": row.case.option,
         "level": row.case.level,
         "documented": {name: objective and dict(objective.terms) for name, objective in documented.items()},
-        "found": {name: finding and _finding(finding) for name, finding in regimes.items()},
+        "found": {name: finding and finding_record(finding) for name, finding in regimes.items()},
         "as_documented": dict(zip(regimes, row.as_documented, strict=True)),
-        "notes": list(row.notes),
-    }
-
-
-def _finding(finding: Finding) -> Record:
-    objective = finding.objective
-    numbers = {name: getattr(finding, name) for name in ("residual", "scale", "condition", "spread")}
-    undecided = objective is None and finding.residual < finding.no_fit
-    return {
-        "objective": objective and {name: float(f"{c:.6g}") for name, c in objective.terms.items()},
-        **{name: float(f"{x:.2g}") if math.isfinite(x) else None for name, x in numbers.items()},
-        "unidentified": list(finding.unidentified),
-        **({"undecided": True} if undecided else {}),
+        "notes": list(map(str, row.notes)),
+        **({} if row.report is None else {"report": as_record(row.report)}),
     }
 
 

@@ -15,7 +15,8 @@ from torch import Tensor
 
 from rpg_ref.audit.oracle import prefix_tree
 from rpg_ref.audit.prefix_lm import BOS, EOS, FIRST, PAD, Call, ModelBatch, PrefixTreeLM, Step, model_batch, run_step
-from rpg_ref.audit.probes import weighing
+from rpg_ref.audit.probes import PAIRED, of_groups, weighing
+from rpg_ref.audit.remarks import Remark
 
 _LINE = 1e-4
 _ROUNDING = 1e-12
@@ -58,22 +59,23 @@ class Unreadable(ValueError):
         self.by_place = by_place
 
 
-def read_tokens(step: Step, temperature: float) -> tuple[tuple[str, ...], tuple[str, ...]]:
+def read_tokens(step: Step, temperature: float, *, absolute: bool = False) -> tuple[Remark, ...]:
     """Say what a step does to the batch's tokens.
 
     Args:
         step: as for ``identify_model``.
         temperature: of the batch.
+        absolute: as of ``PrefixTreeLM``.
 
     Returns:
-        Faults and hazards, a sentence each; none for a step that scores each response token once, in its own context.
+        Remarks; none for a step that scores each response token once, in its own context.
 
     Raises:
         ValueError: as ``run_step``; or the step's gradient is another one when it is run again.
 
     Source: the gradient of a log-softmax.
     """
-    model = PrefixTreeLM(prefix_tree(4, 3), _PROMPTS)
+    model = PrefixTreeLM(prefix_tree(4, 3), _PROMPTS, absolute=absolute)
     batch = _batch(model, temperature)
     A = batch.advantages
     plus, again, minus, twice, raised, zero = (
@@ -82,16 +84,87 @@ def read_tokens(step: Step, temperature: float) -> tuple[tuple[str, ...], tuple[
     if not all(torch.equal(one, other) for (_, one), (_, other) in zip(plus, again, strict=True)):
         raise ValueError("the step has another gradient when it is run again on the same batch; make it deterministic")
     if len({tuple(call.ids.shape for call, _ in run) for run in (plus, minus, twice, raised, zero)}) > 1:
-        return ("the model is called differently when the advantages change: the step's tokens cannot be read",), ()
+        return (Remark("another_gradient"),)
     changes = [_difference(run, zero) for run in (plus, minus, twice, raised)]
     largest = max((float(pull.abs().max()) for run in (plus, zero) for _, pull in run), default=0.0)
     # A clip stops a token for one sign of its advantage: between them the two signs show all.
     rewarded = any(float(pull.abs().max()) > _ROUNDING * largest for side in changes[:2] for _, pull in side)
     penalised = any(float(pull.abs().max()) > _ROUNDING * largest for _, pull in zero)
-    faults = _read_part(changes[:2], batch, weighed=True) if rewarded else []
+    coupled = _moved_together(step, model, batch, plus) if rewarded else ()
+    remarks = _read_part(changes[:2], batch, weighed=True, coupled=bool(coupled)) if rewarded else []
     if penalised:
-        faults += [f"in the penalty, {fault}" for fault in _read_part([zero], batch) if fault not in faults]
-    return tuple(faults), tuple(_of_advantages(*changes)) if rewarded else ()
+        remarks += [remark.in_penalty() for remark in _read_part([zero], batch) if remark not in remarks]
+    if any(remark.kind in _BY_VALUE for remark in remarks):
+        remarks = _by_the_models_choice(step, batch, changes[0] if rewarded else zero, remarks)
+    if 0 < len(coupled) < len(A):
+        remarks.append(_of_group(step, model, batch, plus, coupled))
+    elif rewarded:
+        remarks += _of_advantages(*changes, together=bool(coupled))
+    return tuple(remarks)
+
+
+_BY_VALUE = {"missing_tokens": "token_filter", "uneven_tokens": "token_weights"}
+"""Mistakes that are none where the model's own probabilities choose the tokens, and what they are then."""
+
+
+def _by_the_models_choice(step: Step, batch: ModelBatch, change: "Pulls", remarks: list[Remark]) -> list[Remark]:
+    """Try the step on another model: a filter by its probabilities then chooses other tokens, a mistake the same."""
+    model = PrefixTreeLM(prefix_tree(4, 3), _PROMPTS)
+    other = _batch(model, batch.temperature, seed=2)
+    runs = [_pulls(step, model, replace(other, advantages=x)) for x in (other.advantages, 0 * other.advantages)]
+    elsewhere = _difference(*runs) if any(pull.any() for _, pull in _difference(*runs)) else runs[0]
+    try:
+        here, there = _weights(change, batch), _weights(elsewhere, other)
+    except Unreadable:
+        return remarks
+    if torch.equal(here != 0, there != 0) and bool((here - there).abs().max() <= 1e-5 * here.abs().max()):
+        return remarks
+    chosen = torch.equal(here != 0, there != 0)
+    return [
+        Remark(_BY_VALUE[remark.kind], **remark.values)
+        if remark.kind in _BY_VALUE and (remark.kind == "uneven_tokens" or not chosen)
+        else remark
+        for remark in remarks
+    ]
+
+
+def _weights(change: "Pulls", batch: ModelBatch) -> Float[Tensor, "B L"]:
+    """The coefficient of each token's log-probability."""
+    weights = torch.zeros(batch.input_ids.shape, dtype=torch.float64)
+    for s in _scored(change, batch):
+        weights[s.row, s.at or 0] = s.pull
+    return weights
+
+
+def _moved_together(step: Step, model: PrefixTreeLM, batch: ModelBatch, plus: "Pulls") -> tuple[int, ...]:
+    """The responses that move with the advantage of the first one, if others do."""
+    first = torch.arange(len(batch.advantages)) == 0
+    bumped = _pulls(step, model, replace(batch, advantages=batch.advantages + 0.3 * first))
+    rows = _rows_of(_difference(bumped, plus), batch)
+    return rows if len(rows) > 1 else ()
+
+
+def _rows_of(change: "Pulls", batch: ModelBatch) -> tuple[int, ...]:
+    """The rows of the batch whose logits have a gradient."""
+    largest = max((float(pull.abs().max()) for _, pull in change), default=0.0)
+    small = [(call, pull.where(pull.abs() > 1e-5 * largest, 0.0)) for call, pull in change]
+    try:
+        return tuple(sorted({s.row for s in _scored(small, batch, by_place=True)}))
+    except Unreadable:
+        return ()
+
+
+def _of_group(step: Step, model: PrefixTreeLM, batch: ModelBatch, plus: "Pulls", rows: tuple[int, ...]) -> Remark:
+    """What is done to the advantages of a group: add to them all, and multiply them all."""
+    together = torch.zeros_like(batch.advantages)
+    together[list(rows)] = 1.0
+    A = batch.advantages
+    size = 1e-3 * max(float(pull.abs().max()) for _, pull in plus)
+    centred, scaled = (
+        all(float(pull.abs().max()) <= size for _, pull in _difference(run, plus))
+        for run in (_pulls(step, model, replace(batch, advantages=x)) for x in (A + together, A * (1 + together)))
+    )
+    return of_groups(len(rows), centred=centred, scaled=scaled)
 
 
 Pulls = list[tuple[Call, Tensor]]
@@ -102,48 +175,50 @@ def _difference(run: Pulls, other: Pulls) -> Pulls:
     return [(call, pull - rest) for (call, pull), (_, rest) in zip(run, other, strict=True)]
 
 
-def _of_advantages(plus: Pulls, minus: Pulls, twice: Pulls, raised: Pulls) -> Iterator[str]:
+def _of_advantages(plus: Pulls, minus: Pulls, twice: Pulls, raised: Pulls, *, together: bool) -> Iterator[Remark]:
     """Whether the step uses the advantages as they are given."""
+    if not together:
+        return
     once, doubled, shifted = (torch.cat([pull.flatten() for _, pull in run]) for run in (plus, twice, raised))
     size = 1e-5 * once.abs().max()
     if (doubled - 2 * once).abs().max() > 2 * size:
-        yield "the gradient is not proportional to the advantages: they are normalised or clipped inside"
+        yield Remark("normalised_batch")
     elif (shifted - once).abs().max() <= size:
-        yield "a constant added to all advantages changes nothing: their mean is subtracted inside"
+        yield Remark("centred")
 
 
-def _read_part(sides: list[Pulls], batch: ModelBatch, *, weighed: bool = False) -> list[str]:
+def _read_part(sides: list[Pulls], batch: ModelBatch, *, weighed: bool = False, coupled: bool = False) -> list[Remark]:
     """The mistakes of one part of the gradient, seen from one or two sides."""
     try:
         read = [list(_scored(side, batch)) for side in sides]
     except Unreadable as error:
         if weighed or not error.by_place:
-            return [str(error)]
+            return [Remark("unreadable", what=str(error))]
         # An entropy is no token's log-probability; where it is taken can still be seen.
         read = [list(_scored(side, batch, by_place=True)) for side in sides]
     scored = {(s.row, s.place): s for side in reversed(read) for s in side}
     mistakes = list(_mistakes(list(scored.values()), batch))
     if weighed and any(len({(s.row, s.place) for s in side}) < len(side) for side in read):
-        mistakes.append("tokens are scored twice: the model is called more than once on the same rows")
-    weights = _weighing(read[0], batch) if weighed and not mistakes else None
+        mistakes.append(Remark("scored_twice"))
+    weights = _weighing(read[0], batch, coupled) if weighed and not mistakes else None
     return mistakes if weights is None else [weights]
 
 
-def _batch(model: PrefixTreeLM, temperature: float) -> ModelBatch:
-    """Eight responses of two and three tokens to two prompts of different lengths; π_old is π_θ."""
-    rng = torch.Generator().manual_seed(1)
-    prompts = [_PROMPTS[i % 2] for i in range(len(_COMPLETIONS))]
+def _batch(model: PrefixTreeLM, temperature: float, seed: int = 1) -> ModelBatch:
+    """Eight responses of two and three tokens, four to each of two prompts of different lengths; π_old is π_θ."""
+    rng = torch.Generator().manual_seed(seed)
+    prompts = [_PROMPTS[i * 2 // len(_COMPLETIONS)] for i in range(len(_COMPLETIONS))]
     with torch.no_grad():
         model.rows.copy_(torch.randn(model.rows.shape, generator=rng, dtype=torch.float64))
-    A = torch.randn(len(prompts), generator=rng, dtype=torch.float64)
     blank = torch.zeros((len(prompts), max(map(len, _COMPLETIONS))), dtype=torch.float64)
-    batch = model_batch(prompts, _COMPLETIONS, blank, blank, A - A.mean(), temperature)
+    batch = model_batch(prompts, _COMPLETIONS, blank, blank, PAIRED, temperature)
     with torch.no_grad():
-        logits = model(batch.input_ids, batch.attention_mask).logits / temperature
+        positions = (batch.attention_mask.cumsum(1) - 1).clamp(min=0)
+        logits = model(batch.input_ids, batch.attention_mask, positions).logits / temperature
     ids, width = batch.completion_ids, batch.prompt_ids.shape[1]
     logp = logits[:, width - 1 : -1].log_softmax(-1).gather(-1, ids[..., None]).squeeze(-1)
     ref = logp + 0.3 * torch.randn(logp.shape, generator=rng, dtype=torch.float64)
-    return model_batch(prompts, _COMPLETIONS, logp, ref, A - A.mean(), temperature)
+    return model_batch(prompts, _COMPLETIONS, logp, ref, PAIRED, temperature)
 
 
 def _pulls(step: Step, model: PrefixTreeLM, batch: ModelBatch) -> Pulls:
@@ -205,7 +280,7 @@ def _read(gradient: Float[Tensor, "V"], logits: Float[Tensor, "V"]) -> tuple[int
     return best[1:]
 
 
-def _mistakes(scored: list[Scored], batch: ModelBatch) -> Iterator[str]:
+def _mistakes(scored: list[Scored], batch: ModelBatch) -> Iterator[Remark]:
     rows = [_tokens(row) for row in batch.input_ids.tolist()]
     starts = batch.prompt_mask.sum(1).tolist()
     yield from _wrong_temperature({round(s.temperature, 6) for s in scored}, batch.temperature)
@@ -216,30 +291,27 @@ def _mistakes(scored: list[Scored], batch: ModelBatch) -> Iterator[str]:
 
     offset = max((1, 0, 2, -1), key=hits)
     if hits(offset) < 0.9 * len(on_tokens):
-        yield f"log-probabilities of wrong tokens: {hits(1)} of {len(on_tokens)} labels are the token that comes next"
+        yield Remark("wrong_labels", hits=hits(1), all=len(on_tokens))
         return
     if offset != 1:
         scores = {0: "the token at it", 2: "the second next token", -1: "the token before it"}[offset]
-        yield f"labels are shifted by one: each position is scored on {scores}, not on the next token"
+        yield Remark("shifted_labels", what=scores)
         return
     found = {(s.row, at + 1): s for s, at in on_tokens}
     wanted = {(row, k) for row, start in enumerate(starts) for k in range(start, len(rows[row]))}
     if found.keys() != wanted and _takes_left_padding_for_right(scored, batch):
-        yield "left and right padding are mixed up: responses are cut out where they would start without the padding"
+        yield Remark("padding_sides")
         return
     prompt = [key for key in found if key[1] < starts[key[0]]]
     if prompt:
-        yield f"prompt tokens are in the loss: {len(prompt)} of them get a gradient"
+        yield Remark("prompt_scored", count=len(prompt))
     behind = len(found.keys() - wanted) - len(prompt) + len(scored) - len(on_tokens)
     if behind:
-        yield f"padding is counted: {behind} places that hold padding get a gradient"
+        yield Remark("padding_scored", count=behind)
     yield from _missing(wanted - found.keys(), wanted, rows, starts)
     strays = sum(not found[key].ordinary for key in wanted & found.keys())
     if strays:
-        yield (
-            f"{strays} response tokens are scored in a wrong context: the model sees padding, or positions with gaps; "
-            "pass attention_mask, and position_ids counted from it"
-        )
+        yield Remark("stray_context", count=strays)
 
 
 def _takes_left_padding_for_right(scored: list[Scored], batch: ModelBatch) -> bool:
@@ -250,24 +322,24 @@ def _takes_left_padding_for_right(scored: list[Scored], batch: ModelBatch) -> bo
     return {(s.row, s.place) for s in scored} == early
 
 
-def _weighing(scored: list[Scored], batch: ModelBatch) -> str | None:
+def _weighing(scored: list[Scored], batch: ModelBatch, coupled: bool) -> Remark | None:
     pull = torch.zeros(batch.completion_ids.shape, dtype=torch.float64)
     for s in scored:
         pull[s.row, (s.at or 0) + 1 - int(batch.prompt_mask[s.row].sum())] = s.pull
-    return weighing(pull, batch.advantages, batch.completion_mask == 1)
+    return weighing(pull, batch.advantages, batch.completion_mask == 1, coupled=coupled)
 
 
-def _wrong_temperature(found: set[float], wanted: float) -> Iterator[str]:
+def _wrong_temperature(found: set[float], wanted: float) -> Iterator[Remark]:
     for tau in sorted(found):
         if abs(tau - wanted) > 1e-4 * wanted:
             known = {1.0: "missing", 1 / wanted: "inverted", wanted**2: "applied twice"}
             how = next((text for t, text in known.items() if abs(tau - t) < 1e-4 * t), "wrong")
-            yield f"the temperature is {how}: the step's is {tau:.3g}, that of the batch {wanted:.3g}"
+            yield Remark("wrong_temperature", how=how, found=tau, wanted=wanted)
 
 
 def _missing(
     missing: set[tuple[int, int]], wanted: set[tuple[int, int]], rows: list[list[int]], prompts: list[int]
-) -> Iterator[str]:
+) -> Iterator[Remark]:
     ended = {key[0] for key in wanted if rows[key[0]][key[1]] == EOS}
     kinds = {
         "responses cut off before EOS are left out": {key for key in wanted if key[0] not in ended},
@@ -277,7 +349,7 @@ def _missing(
     }
     for kind, keys in kinds.items():
         if missing and missing == keys:
-            yield f"{kind}: {len(missing)} response tokens get no gradient"
+            yield Remark("missing_kind", which=kind, count=len(missing))
             return
     if missing:
-        yield f"{len(missing)} of {len(wanted)} response tokens get no gradient"
+        yield Remark("missing_tokens", count=len(missing), all=len(wanted))

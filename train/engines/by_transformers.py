@@ -15,6 +15,7 @@ from train.batch import Ids, pack, positions
 from train.engines.engine import Said
 from train.policy import Policy, gathered
 from train.seeds import derive
+from train.tokenizer import ends
 
 SPARE = 128
 """Tokens that keys and values get room for whenever they are moved."""
@@ -65,7 +66,7 @@ def sample(
 
     Args:
         policy: the policy; a sharded one must be gathered.
-        tokenizer: names the padding and end-of-text tokens.
+        tokenizer: names the padding token and those that end a response.
         prompts: token ids of each prompt; one that is repeated is read once.
         max_tokens: the longest response.
         temperature: divides the logits, > 0.
@@ -76,14 +77,14 @@ def sample(
     Returns:
         A response to each.
     """
-    size, end = at_once or len(prompts), tokenizer.eos_token_id
+    size, ending = at_once or len(prompts), ends(tokenizer)
     drawn: list[Said] = []
     for start in range(0, len(prompts), size or 1):
         part = prompts[start : start + size]
         seeds = [derive(seed, first + start + row) for row in range(len(part))]
-        tokens, logp = _draw(policy, part, tokenizer.pad_token_id, end, max_tokens, temperature, seeds)
+        tokens, logp = _draw(policy, part, tokenizer.pad_token_id, ending, max_tokens, temperature, seeds)
         for ids, of_ids in zip(tokens.tolist(), logp.tolist(), strict=True):
-            length = ids.index(end) + 1 if end in ids else len(ids)
+            length = next((place for place, id in enumerate(ids, 1) if id in ending), len(ids))
             drawn.append(Said(ids[:length], of_ids[:length]))
     return drawn
 
@@ -92,7 +93,7 @@ def _draw(
     policy: Policy,
     prompts: Sequence[Ids],
     pad: int,
-    end: int,
+    ending: Sequence[int],
     max_tokens: int,
     temperature: float,
     seeds: Sequence[int],
@@ -107,7 +108,8 @@ def _draw(
     row_of = {prompt: row for row, prompt in enumerate(distinct)}
     rows = torch.tensor([row_of[tuple(prompt)] for prompt in prompts], device=device)
     alive, going = torch.arange(len(prompts), device=device), torch.ones(len(prompts), dtype=torch.bool, device=device)
-    drawn = torch.full((len(prompts), max_tokens), end, device=device)
+    drawn = torch.full((len(prompts), max_tokens), ending[0], device=device)
+    last = torch.tensor(ending, device=device)
     logp = torch.zeros(len(prompts), max_tokens, device=device)
     uniform = torch.stack([_uniform(max_tokens, seed) for seed in seeds]).to(device)
     for step in range(max_tokens):
@@ -122,7 +124,7 @@ def _draw(
         token = inverse_cdf(logits, uniform[alive, step])
         drawn[alive, step] = token
         logp[alive, step] = logits.gather(1, token[:, None]).squeeze(1) - logits.logsumexp(1)
-        going &= token != end
+        going &= ~torch.isin(token, last)
         if not bool(going.any()):
             break
         # Dropping the rows that have ended copies all others: worth it once they are a quarter.

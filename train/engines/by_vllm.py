@@ -21,6 +21,7 @@ from train.engines import canary
 from train.engines.engine import Demands, Said, StaleWeights
 from train.policy import Policy
 from train.seeds import derive
+from train.tokenizer import ends
 
 ENVIRONMENT = {
     "VLLM_LOGGING_LEVEL": "ERROR",
@@ -136,8 +137,8 @@ class VLLM:
         if not prompts:
             return []
         how: dict[str, Any] = {"max_tokens": max_tokens, "temperature": temperature, "top_p": 1.0, "top_k": 0}
-        # One end, the tokenizer's: a model's own list may hold more.
-        how |= {"ignore_eos": True, "stop_token_ids": [self.tokenizer.eos_token_id], "detokenize": False}
+        # The same ends as everywhere else; vLLM itself knows none, since it is given no generation config.
+        how |= {"ignore_eos": True, "stop_token_ids": list(ends(self.tokenizer)), "detokenize": False}
         how |= {"logprobs": 0, "flat_logprobs": True}
         asked = [SamplingParams(seed=derive(seed, first + row), **how) for row in range(len(prompts))]
         with self._watched():

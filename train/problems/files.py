@@ -36,11 +36,12 @@ class Message:
 
 @dataclass(frozen=True)
 class Problem:
-    """What is asked, and the answer that earns the reward; and which test set it is of, "" for none."""
+    """What is asked, and the answer that earns the reward; which test set it is of, "" for none; and its first row."""
 
     prompt: tuple[Message, ...]
     answer: str
     test_set: str = field(default="", compare=False)
+    place: str = field(default="", compare=False)
 
 
 @dataclass(frozen=True)
@@ -154,7 +155,7 @@ def _problem(place: _Place, raw: Any) -> Problem:
         what, _, where = str(error).replace("`", "").partition(" - at $.")
         column = f", column {where}" if where else ""
         raise ValueError(f"{place}{column}: {what}; mend or remove that row") from error
-    return Problem(row.prompt, row.reward_model.ground_truth)
+    return Problem(row.prompt, row.reward_model.ground_truth, place=str(place))
 
 
 def _parquet(file: str, path: Path) -> Iterator[tuple[int, Any]]:

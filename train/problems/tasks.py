@@ -1,13 +1,14 @@
 """The problems of a run: read, held out, put into tokens, and dealt out step by step."""
 
 import random
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import replace
 from typing import Any, NamedTuple, TypeVar, cast
 
 from transformers import PreTrainedTokenizerBase
 
 from train.answering.rules import right_response
+from train.architecture import architecture
 from train.config import Config, DataConfig
 from train.problems.files import Problem, name_of, parse, read
 from train.seeds import derive
@@ -84,18 +85,68 @@ def encode(problems: Sequence[Problem], tokenizer: PreTrainedTokenizerBase, conf
     """Put prompts into token ids.
 
     Raises:
-        ValueError: an answer, in the form that the run's rule judges right, does not fit into a response.
+        ValueError: an answer, in the form that the run's rule judges right, does not fit into a response, the model
+            does not know a token, or as ``tasks_of``.
     """
-    right = (right_response(config.data.rule, problem.answer) for problem in problems)
-    need, longest = max((len(answer_ids(tokenizer, response)), response) for response in right)
+    right = [right_response(config.data.rule, problem.answer) for problem in problems]
+    answers = [answer_ids(tokenizer, response) for response in right]
+    need, longest = max(zip(map(len, answers), right, strict=True))
     if need > config.rollout.max_tokens:
         raise ValueError(
             f"rollout.max_tokens is {config.rollout.max_tokens} but the answer {longest!r} needs {need}; raise it"
         )
-    limit = config.data.max_prompt_tokens
-    return [
-        Task(prompt_ids(tokenizer, problem.prompt, limit), problem.answer, problem.test_set) for problem in problems
-    ]
+    tasks = tasks_of(problems, tokenizer, config.data.max_prompt_tokens)
+    places, vocabulary = (
+        [problem.place for problem in problems],
+        architecture(config.model).get_text_config().vocab_size,
+    )
+    check_ids({"prompt": [task.prompt for task in tasks], "answer": answers}, places, tokenizer, vocabulary)
+    return tasks
+
+
+def tasks_of(problems: Sequence[Problem], tokenizer: PreTrainedTokenizerBase, limit: int) -> list[Task]:
+    """Put prompts into token ids; a prompt of more than ``limit`` tokens loses its beginning.
+
+    Raises:
+        ValueError: the chat template refuses a prompt; the error names its row.
+    """
+    tasks = []
+    for problem in problems:
+        try:
+            ids = prompt_ids(tokenizer, problem.prompt)
+        except ValueError as error:
+            raise ValueError(f"{problem.place}: {error}") from error
+        tasks.append(Task(ids[-limit:], problem.answer, problem.test_set))
+    return tasks
+
+
+def check_ids(
+    of: Mapping[str, Sequence[list[int]]],
+    places: Sequence[str],
+    tokenizer: PreTrainedTokenizerBase,
+    vocabulary: int,
+) -> None:
+    """Refuse a token that the model has no embedding for: a pass over it would fail, perhaps hours into a run.
+
+    Args:
+        of: the ids of each problem's prompt, and of its answer, by that name.
+        places: the row of each problem.
+        tokenizer: the policy's.
+        vocabulary: rows of the model's embedding.
+
+    Raises:
+        ValueError: there is one.
+    """
+    lacks = (
+        f"the embedding of the model has {vocabulary} rows; take the tokenizer of this model, or resize its embedding"
+    )
+    if tokenizer.pad_token_id >= vocabulary:
+        raise ValueError(f"the padding token {tokenizer.pad_token!r} has the id {tokenizer.pad_token_id}, but {lacks}")
+    for what, rows in of.items():
+        for place, ids in zip(places, rows, strict=True):
+            if max(ids) >= vocabulary:
+                token = tokenizer.convert_ids_to_tokens(max(ids))
+                raise ValueError(f"{place}: the {what} holds the token {token!r}, whose id is {max(ids)}, but {lacks}")
 
 
 def deal(items: Sequence[Item], size: int, step: int, seed: int) -> list[Item]:

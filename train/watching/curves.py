@@ -8,10 +8,19 @@ from matplotlib.axes import Axes
 from matplotlib.figure import Figure
 from matplotlib.ticker import MaxNLocator
 
+from rpg_ref import RECIPES
 from train.config import Config
 from train.evaluate import Accuracy
 
 BLUE, GREEN, RED, ORANGE, GREY = "#2c6fbb", "#2e8b57", "#b5383c", "#e08a1e", "#6b7280"
+SAMPLES = {
+    "token": "token",
+    "prefix": "prefix",
+    "sequence": "response",
+    "sequence-over-length": "response",
+    "geometric": "response, geometric mean",
+}
+"""What a sample of each level is called: divergences are averaged over samples."""
 
 
 def draw_curves(
@@ -28,7 +37,7 @@ def draw_curves(
     reverse = rf"KL$(\pi_\theta\,\|\,\pi_{{\mathrm{{{reference}}}}})$, reverse"
     _line(panels[1], steps, history, "reverse_kl", reverse, BLUE)
     _line(panels[1], steps, history, "forward_kl_old", r"KL$(\pi_{\mathrm{old}}\,\|\,\pi_\theta)$, forward", ORANGE)
-    panels[1].set(ylabel="KL [nats per token]")
+    panels[1].set(ylabel=f"KL [nats per {SAMPLES[RECIPES[config.recipe].level]}]")
     if clips:
         _line(panels[2], steps, history, "clip_high", r"pushed up, $w \geq 1 + \epsilon_2$", GREEN, scale=100)
         _line(panels[2], steps, history, "clip_low", r"pushed down, $w \leq 1 - \epsilon_1$", RED, scale=100)

@@ -183,7 +183,7 @@ def results(runs: Sequence[Run]) -> dict[str, Estimate | None]:
         runs: of a group.
 
     Returns:
-        Held-out accuracy ``before`` and ``after``, at each run's last evaluation; ``reward``, ``reverse_kl`` and
+        Held-out accuracy ``before`` and ``after``, at each run's last evaluation; ``reward``, ``k3`` and
         ``entropy`` of its last rollout batch, ``reverse_kl_start`` of its last evaluation; ``tokens_per_second``, the
         mean over its steps; ``minutes``, the sum over all its rows.
     """
@@ -195,7 +195,7 @@ def results(runs: Sequence[Run]) -> dict[str, Estimate | None]:
     return {
         "before": estimate_rows(first, ["accuracy"], "stderr"),
         "after": estimate_rows(last, ["accuracy"], "stderr"),
-        **{key: estimate_rows(batch, [key]) for key in ("reward", "reverse_kl", "entropy")},
+        **{key: estimate_rows(batch, [key]) for key in ("reward", "k3", "entropy")},
         "reverse_kl_start": estimate_rows(last, ["reverse_kl_start"]),
         "tokens_per_second": estimate([mean(each) if each else None for each in speeds]),
         "minutes": estimate([sum(each) / 60 if each else None for each in seconds]),

@@ -68,7 +68,10 @@ POLICY_GRADIENT = {
     "forward_kl_old": Metric("nats", "Estimate of KL(π_old‖π_θ) a sample."),
     "k1": Metric("nats", "Mean of log(π_θ/π_ref) over tokens drawn from π_old: what trainers log as the KL."),
     "k2": Metric("nats", "Mean of ½·log²(π_θ/π_ref) over the same tokens."),
-    "k3": Metric("nats", "Mean of y − 1 − log y, y = π_ref/π_θ, over the same tokens."),
+    "k3": Metric(
+        "nats",
+        "Mean of y − 1 − log y, y = π_ref/π_θ, over tokens drawn from π_old: comparable between recipes of any level.",
+    ),
     "sampler_gap": Metric(
         "nats", "Mean distance of log π_old from log π_sampler over tokens: how far the engine is from the trainer."
     ),
@@ -103,7 +106,9 @@ taken elsewhere than where it samples, not even the first is 1. `ratio_mean`, `r
 recipe has one.
 
 What each of k1, k2 and k3 estimates, and what its gradient is, are two questions: see [one idea](one-idea.md) and
-[errata](errata.md). `reverse_kl` is the one to read off-policy.
+[errata](errata.md). `reverse_kl` is the one to read off-policy, within one run. Do not compare it between recipes of
+different levels: for a response it is a sum over tokens. `report` therefore draws `k3`, which is of a token for every
+recipe.
 """
 
 METRICS = {"evaluation": EVALUATION, "warm_start": WARM_START, "policy_gradient": POLICY_GRADIENT}

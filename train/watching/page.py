@@ -51,7 +51,7 @@ COLUMNS = (
     Column("before", "Held-out accuracy before", "evaluation", "accuracy", "evaluation at step 0"),
     Column("after", "→ after", "evaluation", "accuracy", "last evaluation after step 0"),
     Column("reward", "Reward", "policy_gradient", "reward", "last rollout batch"),
-    Column("reverse_kl", "Reverse KL to the reference", "policy_gradient", "reverse_kl", "last rollout batch"),
+    Column("k3", "Reverse KL to the reference (k3)", "policy_gradient", "k3", "last rollout batch"),
     Column("reverse_kl_start", "Reverse KL to the start", "evaluation", "reverse_kl_start", "last evaluation"),
     Column("entropy", "Entropy", "policy_gradient", "entropy", "last rollout batch"),
     Column(

@@ -56,7 +56,7 @@ class Panel(NamedTuple):
 PANELS = (
     Panel("Held-out accuracy", "evaluation", ("accuracy",), error="stderr"),
     Panel("Reward of the rollouts", "policy_gradient", ("reward",)),
-    Panel("Reverse KL to the reference, a token", "policy_gradient", ("reverse_kl",)),
+    Panel("Reverse KL to the reference, a token (k3)", "policy_gradient", ("k3",)),
     Panel("Reverse KL to the start, a response", "evaluation", ("reverse_kl_start",)),
     Panel("Entropy of a token", "policy_gradient", ("entropy",)),
     Panel("Length of a response", "policy_gradient", ("response_length",)),
