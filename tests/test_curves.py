@@ -11,6 +11,7 @@ from hypothesis import strategies as st
 from rpg_ref import RECIPES, DualClip, WeightBound
 from rpg_ref.audit import assert_gradient, draw_curves, identify, weight_curves
 from rpg_ref.audit.curves import NO_KNOWN_RULE
+from rpg_ref.cli import main
 
 INF = math.inf
 
@@ -801,6 +802,35 @@ def test_a_gradient_that_is_not_finite_is_told():
 def test_the_picture(tmp_path):
     draw_curves(weight_curves(halved_beyond), tmp_path / "none.png")
     assert (tmp_path / "none.png").read_bytes()[:4] == b"\x89PNG"
+
+
+LOSS = """
+import torch
+
+def capped(logp, logp_old, logp_ref, advantages, mask):
+    w = (logp - logp_old).exp().clamp(max=3).detach()
+    return -(w * logp * advantages[:, None] * mask).sum() / mask.sum()
+"""
+
+
+def test_the_command_names_the_rule_and_draws_it(tmp_path, capsys):
+    (tmp_path / "mine.py").write_text(LOSS)
+    assert main(["audit", f"{tmp_path}/mine.py:capped", "--out", str(tmp_path)]) == 0
+    out, err = capsys.readouterr()
+    assert out.endswith(
+        "importance weights: weighted by the token's ratio; cap of the token's ratio (high = 3)\n"
+        "- beyond the cap the weight is constant, and the token still moves the policy\n"
+    )
+    assert "mine-weights.png" in err and (tmp_path / "mine-weights.png").read_bytes()[:4] == b"\x89PNG"
+
+
+def test_a_loss_that_raises_where_ratios_are_moved_is_told():
+    def eights(logp, *rest):
+        assert len(logp) == 8, "only eight"
+        return no_clip(logp, *rest)
+
+    with pytest.raises(ValueError, match="AssertionError, only eight, for ratios .* any number of responses"):
+        weight_curves(eights)
 
 
 def test_a_constant_is_refused_as_by_identify():

@@ -16,7 +16,7 @@ import torch
 from jaxtyping import Float, Int
 from torch import Tensor
 
-from rpg_ref.audit.population import Loss, as_loss
+from rpg_ref.audit.population import Loss, as_loss, sentence_of
 from rpg_ref.recipe import Recipe
 
 ScalarLoss = Callable[..., Tensor]
@@ -164,13 +164,13 @@ def weight_curves(loss_fn: Loss) -> WeightCurves:
         WeightCurves; bounds are right to six digits.
 
     Raises:
-        ValueError: as ``identify``.
+        ValueError: as ``identify``; or it raises an error for ratios that are moved.
 
     Source: ours; each rule's own source is on the page "The atlas of importance weights".
     """
     if isinstance(loss_fn, Recipe):
         loss_fn = partial(loss_fn.scalar_loss, denominator=1.0 if loss_fn.needs_denominator else None)
-    loss = as_loss(loss_fn)
+    loss = _asked(as_loss(loss_fn))
     coupled, notes = _coupling(loss)
     if coupled:
         return _of_the_batch(loss, notes)
@@ -210,6 +210,22 @@ def region_differences(found: WeightCurves, wanted: Region, tolerance: float = 1
 
 
 # Reading.
+
+
+def _asked(loss: ScalarLoss) -> ScalarLoss:
+    """Say in one sentence what a loss raised."""
+
+    def call(*batch: Tensor) -> Tensor:
+        try:
+            return loss(*batch)
+        except Exception as error:  # whatever a black box raises
+            shape = "×".join(map(str, batch[0].shape))
+            raise ValueError(
+                f"the loss raised {sentence_of(error)}, for ratios from 1/50 to 50 in a batch of {shape} tokens; "
+                "let it take any number of responses and tokens"
+            ) from error
+
+    return call
 
 
 class _Places(NamedTuple):
