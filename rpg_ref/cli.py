@@ -5,11 +5,12 @@ import json
 import math
 import sys
 import textwrap
-from collections.abc import Iterable, Sequence
+from collections.abc import Callable, Iterable, Sequence
 from dataclasses import asdict
 from pathlib import Path
 from typing import Any, NoReturn
 
+from rpg_ref.audit.curves import WeightCurves, draw_curves, weight_curves
 from rpg_ref.audit.denominator import BIAS
 from rpg_ref.audit.identify import identify
 from rpg_ref.audit.model import identify_model
@@ -115,7 +116,7 @@ def main(arguments: Sequence[str] | None = None) -> int:
 
 def _audit(options: argparse.Namespace) -> int:
     """Audit a target, or say what a function is."""
-    published = None if options.check is None else _published(options.check)
+    published, curves = None if options.check is None else _published(options.check), None
     if ":" in options.target:
         function = function_at(options.target)
         run = identify_model if is_step(function) else identify
@@ -125,6 +126,10 @@ def _audit(options: argparse.Namespace) -> int:
         case = Case(options.target, (report.on_policy.objective, report.off_policy.objective), function, options.level)
         library, rows = options.target, [Audited(case, report)]
         shown = as_markdown(report, options.target) if options.markdown else as_text(report)
+        curves = None if is_step(function) else _curves(function)
+        if curves is not None:
+            head = "\n\n**Importance weights**: " if options.markdown else "\nimportance weights: "
+            shown = f"{shown.rstrip()}{head}{curves}"
     else:
         with progress("audit", 1, LOAD_SECONDS) as begin:
             begin(f"loading {options.target}")
@@ -139,11 +144,23 @@ def _audit(options: argparse.Namespace) -> int:
     if options.out is not None:
         for path in write(library, rows, options.out, Path(options.target.partition(":")[0]).stem):
             print(f"wrote {path}", file=sys.stderr)
+        if isinstance(curves, WeightCurves):
+            picture = options.out / f"{Path(options.target.partition(':')[0]).stem}-weights.png"
+            draw_curves(curves, picture)
+            print(f"wrote {picture}", file=sys.stderr)
     differences = [] if published is None else changes(published, record(library, rows))
     for line in differences:
         print(f"rpg-ref: {line}", file=sys.stderr)
     failed = [row for row in rows if options.fail_on and row.report and reaches(row.report, options.fail_on)]
     return 1 if differences or failed else 0
+
+
+def _curves(function: Callable[..., Any]) -> WeightCurves | str:
+    """The rule of a loss's importance weights, or why it cannot be read."""
+    try:
+        return weight_curves(function)
+    except ValueError as error:
+        return f"not read, since {error}"
 
 
 def _published(path: Path) -> dict[str, Any]:

@@ -204,7 +204,7 @@ TABLE: list[tuple[str, tuple[Here | CI | ByTest | Exempt, ...]]] = [
     (r"rpg-ref audit (trl|liger|verl|rpg-in-trl|rpg-in-verl)", (CI("check-audit"),)),
     (r"rpg-ref audit openrlhf", (Exempt("its packages are an environment of their own"),)),
     (r"rpg-ref audit rpg-paper .*", (Exempt("it needs a checkout of the paper's code"),)),
-    (r"rpg-ref audit PATH:FUNCTION( --markdown| --json| --fail-on error)?", (Here(instead=PLACES),)),
+    (r"rpg-ref audit PATH:FUNCTION( --markdown| --json| --fail-on error| --out DIR)?", (Here(instead=PLACES),)),
     (r"python -m proofs \w+", (Here(instead=dict.fromkeys(CLAIMS, "k3_identity")),)),
     (r"python -m proofs", (Here("k3_identity"),)),
     # the driver

@@ -5,10 +5,13 @@ from dataclasses import replace
 
 import pytest
 import torch
+from hypothesis import given, settings
+from hypothesis import strategies as st
 
 from rpg_ref import RECIPES, DualClip, WeightBound
-from rpg_ref.audit import draw_curves, weight_curves
+from rpg_ref.audit import assert_gradient, draw_curves, identify, weight_curves
 from rpg_ref.audit.curves import NO_KNOWN_RULE
+from rpg_ref.cli import main
 
 INF = math.inf
 
@@ -528,6 +531,41 @@ def test_a_rule_is_named_in_single_precision(case):
         assert rule.bounds == pytest.approx(bounds, rel=1e-4), found
 
 
+FAMILIES = {
+    "PPO": lambda low, high: (min_of_products(low, high), "PPO clip", {"low": 1 - low, "high": 1 + high}),
+    "exchanged": lambda low, high: (exchanged(low, high), "exchanged min and max", {"low": 1 - low, "high": 1 + high}),
+    "dual": lambda low, high: (
+        dual(low, high, 2 + high),
+        "dual clip",
+        {"low": 1 - low, "high": 1 + high, "c": 2 + high},
+    ),
+    "cap": lambda low, high: (capped(1 - low, 1 + high), "cap", {"low": 1 - low, "high": 1 + high}),
+    "mask": lambda low, high: (hard_mask(1 - low, 1 + high), "mask", {"low": 1 - low, "high": 1 + high}),
+    "SAPO": lambda low, high: (sigmoid_gate(low, high), "smooth gate", {"tau_pos": low, "tau_neg": high}),
+    "TV": lambda low, high: (
+        total_variation(low / 2),
+        "trust-region mask by total variation",
+        {"delta_low": low / 2, "delta_high": low / 2},
+    ),
+    "GSPO": lambda low, high: (sequence_clip(low, high), "PPO clip", {"low": 1 - low, "high": 1 + high}),
+}
+
+
+@settings(max_examples=12)
+@given(
+    family=st.sampled_from(list(FAMILIES)),
+    low=st.floats(1e-3, 0.9),
+    high=st.floats(1e-3, 8.0),
+    beta=st.sampled_from([0.0, 1e-3, 0.2]),
+    scale=st.sampled_from([1e-3, 1.0, 500.0]),
+)
+def test_any_bounds_are_found_beside_any_penalty_and_at_any_scale(family, low, high, beta, scale):
+    loss, name, bounds = FAMILIES[family](low, high)
+    found = weight_curves(lambda *batch: scale * with_k3(loss, beta)(*batch))
+    assert found.name == name and found.rules[0].by in ("", "advantage")
+    assert found.rules[0].bounds == pytest.approx(bounds, rel=1e-6)
+
+
 def asymmetric(logp, old, ref, A, mask):
     """The inverse ratio for good tokens."""
     x, a = (logp - old).detach(), A[:, None]
@@ -682,6 +720,45 @@ def test_a_recipe_is_named(recipe, weight, rules):
     hold(weight_curves(recipe), weight, rules)
 
 
+PPO_REGION = {"PPO clip": {"low": 0.8, "high": 1.28}}
+
+
+@pytest.mark.parametrize(
+    "loss, region",
+    [
+        (min_of_products(0.2, 0.28), "PPO clip"),
+        (min_of_products(0.2, 0.28), PPO_REGION),
+        (min_of_products(0.2, 0.28), {"PPO clip": {"high": 1.28}}),
+        (no_clip, "no clip"),
+        (no_clip, {}),
+        (total_variation(0.2, 20.0), {"cap": {"high": 20.0}, "trust-region mask by total variation": {}}),
+    ],
+)
+def test_a_region_is_asserted(loss, region):
+    assert_gradient(loss, reward=1.0, region=region)
+
+
+@pytest.mark.parametrize(
+    "loss, region, said",
+    [
+        (min_of_products(0.2, 0.2), PPO_REGION, "high = 1.2, not 1.28"),
+        (exchanged(0.2, 0.28), PPO_REGION, "its region is exchanged min and max, not PPO clip"),
+        (min_of_products(0.2, 0.28), {"dual clip": {"c": 3.0}}, "its region is PPO clip, not dual clip"),
+        (min_of_products(0.2, 0.28), {"PPO clip": {"c": 3.0}}, "c = no bound of low, high, not 3"),
+        (min_of_products(0.2, 0.28), "no clip", "its region is PPO clip, not no clip"),
+        (halved_beyond, "no clip", "its region is no known rule"),
+    ],
+)
+def test_another_region_fails_the_assertion(loss, region, said):
+    with pytest.raises(AssertionError, match=said):
+        assert_gradient(loss, reward=1.0, region=region)
+
+
+def test_a_region_of_a_report_is_refused():
+    with pytest.raises(ValueError, match="pass the loss itself"):
+        assert_gradient(identify(no_clip), reward=1.0, region="no clip")
+
+
 def test_few_calls_are_made():
     calls = []
 
@@ -725,6 +802,35 @@ def test_a_gradient_that_is_not_finite_is_told():
 def test_the_picture(tmp_path):
     draw_curves(weight_curves(halved_beyond), tmp_path / "none.png")
     assert (tmp_path / "none.png").read_bytes()[:4] == b"\x89PNG"
+
+
+LOSS = """
+import torch
+
+def capped(logp, logp_old, logp_ref, advantages, mask):
+    w = (logp - logp_old).exp().clamp(max=3).detach()
+    return -(w * logp * advantages[:, None] * mask).sum() / mask.sum()
+"""
+
+
+def test_the_command_names_the_rule_and_draws_it(tmp_path, capsys):
+    (tmp_path / "mine.py").write_text(LOSS)
+    assert main(["audit", f"{tmp_path}/mine.py:capped", "--out", str(tmp_path)]) == 0
+    out, err = capsys.readouterr()
+    assert out.endswith(
+        "importance weights: weighted by the token's ratio; cap of the token's ratio (high = 3)\n"
+        "- beyond the cap the weight is constant, and the token still moves the policy\n"
+    )
+    assert "mine-weights.png" in err and (tmp_path / "mine-weights.png").read_bytes()[:4] == b"\x89PNG"
+
+
+def test_a_loss_that_raises_where_ratios_are_moved_is_told():
+    def eights(logp, *rest):
+        assert len(logp) == 8, "only eight"
+        return no_clip(logp, *rest)
+
+    with pytest.raises(ValueError, match="AssertionError, only eight, for ratios .* any number of responses"):
+        weight_curves(eights)
 
 
 def test_a_constant_is_refused_as_by_identify():

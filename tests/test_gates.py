@@ -212,6 +212,12 @@ def test_each_number_of_a_gate_matters(name):
             assert not torch.equal(slope(recipe), slope(replace(recipe, gate=changed))), field
 
 
+@pytest.mark.parametrize("seed", [1, 4])
+def test_sapo_is_no_objective_off_policy_though_it_is_one_to_second_order(seed):
+    row = verify(RECIPES["sapo"], seed=seed)
+    assert row.ok and row.found[1] is None and 1e-5 < row.residual[1] < 1e-3
+
+
 def faulty(change):
     """A gate's call that sees something else."""
     return lambda right: lambda gate, seen: right(gate, change(seen))

@@ -6,6 +6,7 @@ from itertools import combinations
 
 import torch
 
+from rpg_ref.audit.curves import Region, region_differences, weight_curves
 from rpg_ref.audit.identify import Finding, Report, has_form, identify
 from rpg_ref.audit.population import Loss, as_loss
 from rpg_ref.audit.probes import Subject, uneven_rows
@@ -31,6 +32,7 @@ def assert_gradient(
     seed: int = 0,
     normaliser: str | float | None = None,
     form: str | None = None,
+    region: Region | None = None,
     **terms: float,
 ) -> None:
     """Fail unless a loss has the gradient of an objective, up to the loss's own normaliser.
@@ -38,20 +40,24 @@ def assert_gradient(
     Args:
         loss_fn: as for ``identify``; or a Report, such as that of ``identify_model(step)``.
         level: of the objective, "token" or "sequence".
-        tolerance: largest difference of a coefficient, relative to the largest one asked for beside the reward.
+        tolerance: largest difference of a coefficient, relative to the largest one asked for beside the reward; and
+            of a bound, relative to it.
         regimes: where it must hold: "on_policy", "off_policy" or both.
         seed: of the policies.
         normaliser: what the loss must divide by: "tokens" or "sequences" of the batch, or a number; None for anything.
             It is told from a loss's gradient with respect to the log-probabilities, or from a step's.
         form: a form that a part must have in both regimes, such as "A times the response's ratio" or "unweighted k3".
             It holds a loss to an option that no objective tells from another.
+        region: what must bound the importance weights: a name such as "PPO clip" or "no clip", or the bounds by name,
+            {"PPO clip": {"low": 0.8, "high": 1.28}}; None: anything. ``weight_curves`` prints the names.
         terms: coefficients of J by name, as of Objective: ``reward=1.0, reverse_kl=0.1``; those not named are 0. Only
             their ratios count, since a loss may be divided by anything: ``reward=2.0, reverse_kl=0.2`` is the same.
 
     Raises:
-        AssertionError: the gradient is another one, or has another size or form, or the report names a fault, such as
-            a mask ignored; the message is the verdict and the mistakes that it looks like.
-        ValueError: as ``identify``; a term, regime, normaliser or form is unknown, or no term and no form is given.
+        AssertionError: the gradient is another one, or has another size, form or region, or the report names a fault,
+            such as a mask ignored; the message is the verdict and the mistakes that it looks like.
+        ValueError: as ``identify``; a term, regime, normaliser or form is unknown, no term and no form is given, or a
+            region is asked of a Report.
 
     Source: ours.
     """
@@ -71,6 +77,12 @@ def assert_gradient(
         _REGIMES.check(name)
     if isinstance(loss_fn, Report) and loss_fn.on_policy.level != level:
         raise ValueError(f"the report is of {loss_fn.on_policy.level} level, the objective of {level}; pass level=")
+    if isinstance(loss_fn, Report) and region is not None:
+        raise ValueError("a report does not hold the loss's region; pass the loss itself, or leave region out")
+    if not isinstance(loss_fn, Report) and region is not None:
+        wrong = region_differences(weight_curves(loss_fn), region, tolerance)
+        if wrong:
+            raise AssertionError("\n- ".join(["the loss bounds its importance weights in another way", *wrong]))
     report = loss_fn if isinstance(loss_fn, Report) else identify(loss_fn, level=level, seed=seed)
     found = {name: getattr(report, name) for name in regimes}
     asked = bool(any(terms.values()))

@@ -16,7 +16,7 @@ import torch
 from jaxtyping import Float, Int
 from torch import Tensor
 
-from rpg_ref.audit.population import Loss, as_loss
+from rpg_ref.audit.population import Loss, as_loss, sentence_of
 from rpg_ref.recipe import Recipe
 
 ScalarLoss = Callable[..., Tensor]
@@ -32,9 +32,12 @@ _OLD = (1 / 64, 1 / 8, 1 / 2, 4 / 5)
 _OTHERS_OLD = -8.0
 # Single precision is right to 1e-7, a ratio made from it to 1e-6.
 _SAME = 1e-5
-# Two coefficients that differ by less, relative to their size, are one number in single precision.
+# Rounding of a sum in single precision; in double its square.
 _CANCELS = 1e-6
 _TIE = 2e-6
+# Bounds that are to be one number, as far as single precision tells of a bound near w = 1; those of two rules differ
+# by factors.
+_ALIKE = 5e-3
 _GROUP = 16
 _NEAR = (1e-4, 2e-4, 5e-4, 1e-3, 2e-3, 5e-3, 1e-2, 2e-2, 5e-2)
 _SIGNS = (1.0, -1.0)
@@ -161,20 +164,68 @@ def weight_curves(loss_fn: Loss) -> WeightCurves:
         WeightCurves; bounds are right to six digits.
 
     Raises:
-        ValueError: as ``identify``.
+        ValueError: as ``identify``; or it raises an error for ratios that are moved.
 
     Source: ours; each rule's own source is on the page "The atlas of importance weights".
     """
     if isinstance(loss_fn, Recipe):
         loss_fn = partial(loss_fn.scalar_loss, denominator=1.0 if loss_fn.needs_denominator else None)
-    loss = as_loss(loss_fn)
+    loss = _asked(as_loss(loss_fn))
     coupled, notes = _coupling(loss)
     if coupled:
         return _of_the_batch(loss, notes)
     return _of_responses(loss, notes)
 
 
+Region = str | Mapping[str, Mapping[str, float]]
+"""Names of rules as ``WeightCurves.name`` gives them, or the bounds of each rule by its name."""
+
+
+def region_differences(found: WeightCurves, wanted: Region, tolerance: float = 1e-6) -> list[str]:
+    """Say in which rules or bounds a loss differs from those that are wanted.
+
+    Args:
+        found: from ``weight_curves``.
+        wanted: "PPO clip", or {"PPO clip": {"low": 0.8, "high": 1.28}}; bounds that are not named may be any.
+        tolerance: largest relative difference of a bound.
+
+    Returns:
+        A sentence each; none where they agree.
+
+    Source: ours.
+    """
+    name = wanted if isinstance(wanted, str) else " + ".join(wanted) or "no clip"
+    if sorted(found.name.split(" + ")) != sorted(name.split(" + ")):
+        return [f"its region is {found.name}, not {name}: {str(found).splitlines()[0]}"]
+    sentences: list[str] = []
+    if isinstance(wanted, str):
+        return sentences
+    for rule in found.rules:
+        for bound, value in wanted[rule.name].items():
+            got = rule.bounds.get(bound, math.nan)
+            if not math.isclose(got, value, rel_tol=tolerance):
+                known = f"{got:.6g}" if bound in rule.bounds else f"no bound of {', '.join(rule.bounds)}"
+                sentences.append(f"its {rule.name} has {bound} = {known}, not {value:.6g}")
+    return sentences
+
+
 # Reading.
+
+
+def _asked(loss: ScalarLoss) -> ScalarLoss:
+    """Say in one sentence what a loss raised."""
+
+    def call(*batch: Tensor) -> Tensor:
+        try:
+            return loss(*batch)
+        except Exception as error:  # whatever a black box raises
+            shape = "×".join(map(str, batch[0].shape))
+            raise ValueError(
+                f"the loss raised {sentence_of(error)}, for ratios from 1/50 to 50 in a batch of {shape} tokens; "
+                "let it take any number of responses and tokens"
+            ) from error
+
+    return call
 
 
 class _Places(NamedTuple):
@@ -222,20 +273,25 @@ class _Read(NamedTuple):
 
 
 def _raw(loss: ScalarLoss, at: _Places, length: int = _LENGTH) -> tuple[Tensor, Tensor]:
-    """The reward's part of c/A, [N, 2], and its terms' size: the advantages ±1 and ±2 of one batch tell it apart."""
+    """The reward's part of c/A, [N, 2], and what of it is rounding: advantages of ±1 and ±2 tell it apart."""
     # Both signs and both sizes at every place: their mean is zero, whatever the ratios are.
     A = torch.tensor([1.0, -1.0, 2.0, -2.0], dtype=torch.float64).repeat(len(at.own))
     c = _pull(loss, _Places(*(x.repeat_interleave(4) for x in at)), A, length=length).view(-1, 4)
     reward = (c[:, 2:] - c[:, :2]) * torch.tensor(_SIGNS, dtype=torch.float64)
-    return reward, c.abs()[:, :2] + c.abs()[:, 2:]
+    return reward, _rounding(c) * (c.abs()[:, :2] + c.abs()[:, 2:])
+
+
+def _rounding(c: Tensor) -> float:
+    """Two coefficients that differ by less, relative to their size, are one number: as the loss's precision is."""
+    return _CANCELS if torch.equal(c.float().double(), c) else _CANCELS**2
 
 
 def _read(loss: ScalarLoss, at: _Places, length: int = _LENGTH) -> _Read:
     # The first place is ratio 1; more of it fill the batch up to whole groups of 64 responses.
     count = _GROUP - len(at.own) % _GROUP
     still = torch.zeros(count, dtype=torch.float64)
-    reward, size = _raw(loss, _joined([_Places.of(still, still, _OLD[0]), at]), length)
-    dead = reward.abs() <= _CANCELS * size
+    reward, rounding = _raw(loss, _joined([_Places.of(still, still, _OLD[0]), at]), length)
+    dead = reward.abs() <= rounding
     unit = torch.where(dead[0], reward.abs().max().clamp(min=1e-300), reward[0])
     return _Read(torch.where(dead, 0.0, reward / unit)[count:], dead[count:])
 
@@ -369,18 +425,18 @@ class _Law(NamedTuple):
     unit: Float[Tensor, "2"]
 
 
-def _law(x: Tensor, read: _Read, slopes: Sequence[float]) -> _Law:
-    """The power of the ratio that the curve follows, of those that are known; a constant if it follows none."""
+def _law(x: Tensor, read: _Read, slopes: Sequence[float], fewest: int = 3) -> _Law:
+    """The power of the ratio that the curve follows at some pairs of places; a constant if it follows none."""
     a, b = read.value[:-1].abs(), read.value[1:].abs()
     gap = (x[1:] - x[:-1])[:, None].expand(a.shape)
     alive = (a > 0) & (b > 0)
     coarse = alive & (gap > 0.05)
-    pairs = coarse if int(coarse.sum()) >= 3 else alive
+    pairs = coarse if int(coarse.sum()) >= 3 and fewest > 1 else alive
     slope = torch.where(alive, (b.clamp(min=1e-300) / a.clamp(min=1e-300)).log() / gap, math.nan)
     best, matched = 0.0, pairs & (slope.abs() < _slack(gap))
     for candidate in slopes:
         near = pairs & ((slope - candidate).abs() < _slack(gap))
-        if int(near.sum()) >= 3 and candidate:
+        if int(near.sum()) >= fewest and candidate:
             best, matched = candidate, near
             break
     levels = read.value[:-1] * (-best * x[:-1, None]).exp()
@@ -428,10 +484,15 @@ class _Moved(NamedTuple):
     brackets: list[_Bracket]
 
 
-def _along(moves: Sequence[tuple[Move, Tensor, Sequence[float]]], loss: ScalarLoss, length: int) -> list[_Moved]:
-    """Read several curves in one call, and narrow the places where they change in a few more."""
+def _along(moves: Sequence[tuple[Move, Tensor, Sequence[float] | None]], loss: ScalarLoss, length: int) -> list[_Moved]:
+    """Read several curves in one call, and narrow the places where they change in a few more.
+
+    A move comes with its places and the slopes that its law may have; None is the first curve's.
+    """
     found = _split(_read(loss, _joined([move(x) for move, x, _ in moves]), length), [len(x) for _, x, _ in moves])
-    laws = [_law(x, read, slopes) for (_, x, slopes), read in zip(moves, found, strict=True)]
+    laws: list[_Law] = []
+    for (_, x, slopes), read in zip(moves, found, strict=True):
+        laws.append(_law(x, read, (laws[0].slope,), 1) if slopes is None else _law(x, read, slopes))
     kinds = [_kinds(x, read, law) for (_, x, _), read, law in zip(moves, found, laws, strict=True)]
     brackets = [_brackets(x, kind) for (_, x, _), kind in zip(moves, kinds, strict=True)]
     extra: list[list[tuple[Tensor, _Read]]] = [[] for _ in moves]
@@ -507,17 +568,17 @@ def _edges(curve: _Moved) -> Edges | None:
 
 
 def _without_ties(moved: _Moved, sign: int) -> _Moved:
-    """Leave out slivers that are neither dead nor follow: where two terms of a minimum tie, autograd halves both."""
-    keep = torch.ones(len(moved.x), dtype=torch.bool)
-    other = moved.kinds[:, sign] == _OTHER
+    """Leave out slivers, as where two terms of a minimum tie and autograd halves both, or single precision flickers."""
+    kinds, x = moved.kinds[:, sign].tolist(), moved.x.tolist()
+    keep = torch.ones(len(x), dtype=torch.bool)
     i = 0
-    while i < len(other):
+    while i < len(x):
         j = i
-        while j < len(other) and bool(other[j]):
+        while j < len(x) and kinds[j] == kinds[i]:
             j += 1
-        if j > i and float(moved.x[j - 1] - moved.x[i]) < _TIE:
+        if 0 < i and j < len(x) and x[j - 1] - x[i] < _TIE and not x[i] <= 0 <= x[j - 1]:
             keep[i:j] = False
-        i = max(j, i + 1)
+        i = j
     read = _Read(moved.read.value[keep], moved.read.dead[keep])
     return moved._replace(x=moved.x[keep], read=read, kinds=moved.kinds[keep])
 
@@ -552,9 +613,9 @@ def _edge(moved: _Moved, sign: int, names: list[str], flat: list[float | None], 
 
 def _of_responses(loss: ScalarLoss, notes: tuple[str, ...]) -> WeightCurves:
     """A rule that is decided by the token or its response."""
-    moves: list[tuple[Move, Tensor, Sequence[float]]] = [(_own, _grid(_FAR), _OWN_SLOPES)]
+    moves: list[tuple[Move, Tensor, Sequence[float] | None]] = [(_own, _grid(_FAR), _OWN_SLOPES)]
     moves.append((_rest, _rest_grid(_LENGTH), _REST_SLOPES))
-    moves += [(partial(_own, old=old), _grid(-math.log(old) - 1e-3), _OWN_SLOPES) for old in _OLD[1:]]
+    moves += [(partial(_own, old=old), _grid(-math.log(old) - 1e-3), None) for old in _OLD[1:]]
     own, rest, *elsewhere = _along(moves, loss, _LENGTH)
     curves = {name: Curve(m.x, *m.read.value.T) for name, m in (("own", own), ("rest", rest))}
     notes = (*notes, *_at_one(own))
@@ -768,7 +829,7 @@ def _trust_region(dead: Mapping[tuple[int, str], Sequence[tuple[float, float]]])
         return None
     for name, distance in _DISTANCES.items():
         values = {key: [distance(old, old * w) for old, w in pairs] for key, pairs in dead.items()}
-        if all(max(x) <= min(x) * (1 + 1e-5) for x in values.values()) and any(len(x) > 1 for x in values.values()):
+        if all(max(x) <= min(x) * (1 + _ALIKE) for x in values.values()) and any(len(x) > 1 for x in values.values()):
             bounds = {f"delta_{key[1]}": sorted(x)[len(x) // 2] for key, x in values.items()}
             about = f"no gradient where the token, taken as a coin, has moved away from π_old by more in {name}"
             return Rule(f"trust-region mask by {name}", "probability", dict(sorted(bounds.items())), about=about)
@@ -787,9 +848,9 @@ def _level_of(loss: ScalarLoss, edges: Edges) -> str:
     if found is None:
         return "unknown"
     pairs = [(a.at, b.at) for key in edges for a, b in zip(edges[key], found[key], strict=False)]
-    if all(math.isclose(a, b, rel_tol=1e-4, abs_tol=1e-8) for a, b in pairs):
+    if all(math.isclose(a, b, rel_tol=_ALIKE) for a, b in pairs):
         return "response"
-    means = all(math.isclose(a / _LENGTH, b / _SHORT, rel_tol=1e-4, abs_tol=1e-8) for a, b in pairs)
+    means = all(math.isclose(a / _LENGTH, b / _SHORT, rel_tol=_ALIKE) for a, b in pairs)
     return "geometric" if means else "unknown"
 
 
@@ -842,9 +903,10 @@ def _sigmoid_gate(x: Tensor, value: Tensor, sign: float) -> Fitted:
 def _quadratic_gate(x: Tensor, value: Tensor, sign: float) -> Fitted:
     """w·(1 − sign·(w − 1)/ε), of w·A − |A|·(w − 1)²/2ε."""
     w = x.exp()
-    at = int(((x - 0.7).abs()).argmin())
+    # Far from 1 it is largest, and rounding smallest beside it.
+    at = int(x.clamp(max=_FAR + 1e-9).argmax())
     drop = sign * float(1 - value[at] / w[at])
-    if drop <= 0:
+    if not drop > 0:
         return None
     epsilon = float(w[at] - 1) / drop
     return {"epsilon": epsilon} if _close(x, value, w * (1 - sign * (w - 1) / epsilon)) else None
@@ -915,7 +977,7 @@ def _decided_by(loss: ScalarLoss, edges: Edges, along: Move) -> str:
     votes: list[str] = []
     for sign in (0, 1):
         c = [_pull(loss, at, _SIGNS[sign] * share * size, log_v) for share in (1.0, 0.5)]
-        alive = (c[0] - c[1]).abs() > _CANCELS * 1e-2 * (c[0].abs() + c[1].abs())
+        alive = (c[0] - c[1]).abs() > _rounding(torch.stack(c)) * (c[0].abs() + c[1].abs())
         by_weight = torch.where(penalty > 0, _alive(moved, edges, 0), _alive(moved, edges, 1))
         by_advantage = _alive(moved, edges, sign)
         telling = (penalty.abs() > 0) & (by_weight != by_advantage)

@@ -192,7 +192,8 @@ def _run(
 
 def _agrees(finding: Finding, declared: Objective | None) -> bool:
     if declared is None or finding.objective is None:
-        return declared is None and finding.residual > finding.no_fit
+        # In double precision a residual that is no fit's is no rounding either: SAPO's weight is w to second order.
+        return declared is None and finding.objective is None and finding.residual > FIT
     names = declared.terms.keys() | finding.objective.terms.keys()
     pairs = [(declared.terms.get(name, 0.0), finding.objective.terms.get(name, 0.0)) for name in names]
     return all(abs(a - b) <= FIT * abs(a) for a, b in pairs)

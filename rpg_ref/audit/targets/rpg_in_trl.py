@@ -14,6 +14,10 @@ DISTRIBUTION = "trl"
 KNOWN = "1.16.0"
 ENVIRONMENT = "trl"
 
+# A bound that ignores the advantage's sign leaves the gradient linear in the advantages, so that `identify` reads these
+# rows beyond their bound off-policy; it reads nearer only where the residual is rounding in double precision, and TRL
+# computes in single. The same rows are held in double precision by the audits of rpg_ref and of verl.
+_NOT_TOLD = ("tis-sequence", "mis-sequence", "icepop")
 # A weight of the whole response is for objectives of responses.
 _CORRECTIONS = (
     ("rpg-urkl", "token_truncate"),
@@ -37,7 +41,7 @@ def cases() -> list[Case]:
     """
     import_module("trl")
     return [
-        *map(_case, RECIPES.values()),
+        *(_case(row) for name, row in RECIPES.items() if name not in _NOT_TOLD),
         _case(RECIPES["rpg-urkl"], reference="old"),
         *(_case(RECIPES[name], use_vllm=True, vllm_importance_sampling_mode=mode) for name, mode in _CORRECTIONS),
     ]
