@@ -42,6 +42,8 @@ PIPELINE = [
     "audit.prefix_lm",
     "audit.tokens",
     "audit.model",
+    "audit.advised",
+    "audit.batch",
     "integrations",
     "integrations.trl",
     "integrations.verl",

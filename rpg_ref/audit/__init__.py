@@ -1,6 +1,7 @@
 """Ground truth for any loss: exact objectives by enumeration, and the objective that a loss is found to optimise."""
 
 from rpg_ref.audit.assertion import assert_gradient
+from rpg_ref.audit.batch import BatchReport, audit_batch
 from rpg_ref.audit.identify import Finding, Report, identify
 from rpg_ref.audit.model import identify_model
 from rpg_ref.audit.prefix_lm import ModelBatch, PrefixTreeLM
@@ -8,12 +9,14 @@ from rpg_ref.objective import TERMS, Objective
 
 __all__ = [
     "TERMS",
+    "BatchReport",
     "Finding",
     "ModelBatch",
     "Objective",
     "PrefixTreeLM",
     "Report",
     "assert_gradient",
+    "audit_batch",
     "identify",
     "identify_model",
 ]
