@@ -5,6 +5,7 @@ from rpg_ref.audit.batch import BatchReport, audit_batch
 from rpg_ref.audit.identify import Finding, Report, identify
 from rpg_ref.audit.model import identify_model
 from rpg_ref.audit.prefix_lm import ModelBatch, PrefixTreeLM
+from rpg_ref.audit.update import Split, UpdateReport, identify_update
 from rpg_ref.objective import TERMS, Objective
 
 __all__ = [
@@ -15,8 +16,11 @@ __all__ = [
     "Objective",
     "PrefixTreeLM",
     "Report",
+    "Split",
+    "UpdateReport",
     "assert_gradient",
     "audit_batch",
     "identify",
     "identify_model",
+    "identify_update",
 ]

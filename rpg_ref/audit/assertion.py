@@ -5,6 +5,8 @@ from collections.abc import Iterator, Sequence
 
 from rpg_ref.audit.identify import Finding, Report, identify
 from rpg_ref.audit.population import Loss
+from rpg_ref.audit.size import size_lines, wrong_size
+from rpg_ref.audit.update import UpdateReport
 from rpg_ref.checks import Table, check_number
 from rpg_ref.objective import TERMS, Objective
 
@@ -19,24 +21,29 @@ _OTHER_DIRECTION = {
 
 
 def assert_gradient(
-    loss_fn: Loss | Report,
+    loss_fn: Loss | Report | UpdateReport,
     *,
     level: str = "token",
     tolerance: float = 1e-6,
     regimes: Sequence[str] = ("on_policy", "off_policy"),
+    normaliser: str | int | float | None = None,
     seed: int = 0,
     **terms: float,
 ) -> None:
     """Fail unless a loss has the gradient of an objective, up to the loss's own normaliser.
 
     Args:
-        loss_fn: as for ``identify``; or a Report, such as that of ``identify_model(step)``.
+        loss_fn: as for ``identify``; or a Report, such as that of ``identify_model(step)``; or the UpdateReport of
+            ``identify_update(update)``, whose gradient must then be the same under every split.
         level: of the objective, "token" or "sequence".
         tolerance: largest difference of a coefficient, relative to the largest one asked for beside the reward.
         regimes: where it must hold: "on_policy", "off_policy" or both.
+        normaliser: what the sum over tokens must be divided by, or None for anything: "tokens" for the batch's number
+            of tokens; "sequences" for its number of responses, of their tokens' sums or means; or a number.
         seed: of the policies.
         terms: coefficients of J by name, as of Objective: ``reward=1.0, reverse_kl=0.1``; those not named are 0. Only
             their ratios count, since a loss may be divided by anything: ``reward=2.0, reverse_kl=0.2`` is the same.
+            ``normaliser`` holds the size.
 
     Raises:
         AssertionError: the gradient is another one, or the report names a fault, such as a mask ignored; the message
@@ -55,18 +62,34 @@ def assert_gradient(
         raise ValueError(f"regimes is {regimes!r}; pass a list of 'on_policy' and 'off_policy'")
     for name in regimes:
         _REGIMES.check(name)
+    sizes = _sizes(loss_fn, normaliser)
+    loss_fn = loss_fn.report if isinstance(loss_fn, UpdateReport) else loss_fn
     if isinstance(loss_fn, Report) and loss_fn.on_policy.level != level:
         raise ValueError(f"the report is of {loss_fn.on_policy.level} level, the objective of {level}; pass level=")
     report = loss_fn if isinstance(loss_fn, Report) else identify(loss_fn, level=level, seed=seed)
     found = {name: getattr(report, name) for name in regimes}
     differences = {name: list(_differences(finding, wanted, tolerance)) for name, finding in found.items()}
-    if not any(differences.values()) and not report.faults:
+    if not any(differences.values()) and not report.faults and not sizes:
         return
     has = "has another gradient than that" if any(differences.values()) else "has the gradient, and a fault beside it,"
     lines = [f"the loss {has} of {wanted}; {str(report).splitlines()[0]}"]
     lines += [f"{_REGIMES[name]}: {line}" for name in differences for line in differences[name]]
     forms = report.forms.values() if any(differences.values()) else ()
-    raise AssertionError("\n- ".join([*lines, *report.faults, *forms, *report.hazards]))
+    raise AssertionError("\n- ".join([*lines, *sizes, *report.faults, *forms, *report.hazards]))
+
+
+def _sizes(loss_fn: Loss | Report | UpdateReport, normaliser: str | int | float | None) -> list[str]:
+    """Say what is wrong with the gradient's size, and with a whole step's under other splits."""
+    if isinstance(loss_fn, UpdateReport):
+        remarks = [str(remark) for remark in loss_fn.remarks if remark.severity != "note"]
+        return remarks + ([] if normaliser is None else list(wrong_size(loss_fn.weights, loss_fn.lengths, normaliser)))
+    if normaliser is None:
+        return []
+    if isinstance(loss_fn, Report):
+        raise ValueError(
+            f"normaliser is {normaliser!r}, which a Report does not know; pass the loss or an UpdateReport"
+        )
+    return size_lines(loss_fn, normaliser)
 
 
 def _differences(finding: Finding, wanted: Objective, tolerance: float) -> Iterator[str]:
