@@ -45,6 +45,7 @@ PIPELINE = [
     "audit.batch",
     "audit.size",
     "audit.update",
+    "audit.sampler",
     "audit.assertion",
     "integrations",
     "integrations.trl",
