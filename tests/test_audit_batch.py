@@ -148,6 +148,15 @@ def test_a_recipe_is_what_it_declares(name):
         assert dict(found.terms) == pytest.approx(dict(meant.terms), rel=1e-6)
 
 
+@pytest.mark.parametrize("loss", [RIGHT, whitened, lambda p, *rest: RIGHT(p.half().float(), *rest)])
+def test_the_loss_is_called_at_most_twelve_times(loss):
+    calls = []
+    *tensors, mask = drawn(dtype=torch.float32)
+    dumped = [torch.where(mask, x, math.nan) if x.ndim == 2 else x for x in tensors]
+    audit_batch(lambda *batch: calls.append(1) or loss(*batch), *dumped, mask)
+    assert 5 < len(calls) <= 12
+
+
 def pulls(loss, p, q, r, A, mask):
     leaf = p.clone().requires_grad_()
     return -torch.autograd.grad(loss(leaf, q, r, A, mask), leaf)[0]
@@ -294,7 +303,7 @@ FINDINGS = {
     "no penalty": (in_the_loss(lambda p, q, r: 0 * p), "error", "there is none", "penalty"),
     "k2": (in_the_loss(lambda p, q, r: k2(r - p)), "error", "0.1 × unweighted k2", "penalty"),
     "rows": (dropped_rows, "note", "3 responses get no gradient", "stopped"),
-    "tokens": (filtered, "warning", "at π_θ = π_old get no gradient", "stopped"),
+    "tokens": (filtered, "note", "and no clip stops just these", "stopped"),
     "values": (spread_over_values, "error", "values behind the mask change the gradient", "behind_mask"),
 }
 
@@ -508,3 +517,150 @@ def test_a_remark_is_a_sentence_that_can_be_copied():
 def test_what_cannot_be_audited_is_refused(loss, change, message):
     with pytest.raises(ValueError, match=message):
         audit_batch(loss, *drawn(), **change)
+
+
+def drawn_by_a_sampler(size=0.2, **named):
+    p, q, r, A, mask = drawn(**named)
+    rng = torch.Generator().manual_seed(1)
+    s = (q + size * torch.randn(q.shape, generator=rng, dtype=torch.float64)).clamp(max=-1e-3)
+    return p, q, r, A, mask, s
+
+
+def weighted(weigh, gain=ppo, of_penalty=None):
+    def loss(p, q, r, A, mask, s):
+        d = torch.where(mask, q - s, 0.0)
+        cost = BETA * reverse_kl(p, q, r) * (of_penalty or weigh)(d, mask)
+        return mean(gain(p, q, A) * weigh(d, mask) + cost, mask)
+
+    return loss
+
+
+SAMPLERS = {
+    "right": (lambda d, m: d.exp(), None, ""),
+    "none": (lambda d, m: torch.ones_like(d), "error", "multiplied by nothing"),
+    "inverse": (lambda d, m: (-d).exp(), "error", "multiplied by π_sampler/π_old of the token"),
+    "late": (lambda d, m: d.roll(1, 1).exp(), "error", "of the token before"),
+    "response": (lambda d, m: d.sum(1, True).exp(), "note", "multiplied by π_old/π_sampler of the response"),
+    "clamped": (lambda d, m: d.exp().clamp(max=1.2), "note", "clamped to [0.", "1.2] at"),
+    "masked": (lambda d, m: d.exp() * (d.exp() < 1.2), "note", "since the sampler's weight is outside"),
+}
+
+
+@pytest.mark.parametrize("name", SAMPLERS)
+@pytest.mark.parametrize("off", [0.0, 0.1])
+def test_the_weight_of_a_sampler(name, off):
+    weigh, severity, *sentences = SAMPLERS[name]
+    *batch, mask, s = drawn_by_a_sampler(off=off)
+    report = audit_batch(weighted(weigh), *batch, mask, logp_sampler=s, **TERMS_MEANT)
+    assert [x.severity for x in report.remarks] == ([severity] if severity else []), report
+    assert all(sentence in words(report) for sentence in sentences)
+    assert (report.shares["sampler"] > 1e-3) == (severity is not None)
+    assert report.shares["penalty"] < 1e-6 and report.shares["reward"] < 1e-6
+    assert report.scale == pytest.approx(1 / int(mask.sum()))
+
+
+def test_the_share_of_a_missing_weight_by_hand():
+    p, q, r, A, mask, s = drawn_by_a_sampler()
+
+    def loss(p, q, r, A, mask, s):
+        return mean(-(p - q).exp() * column(A), mask)
+
+    report = audit_batch(loss, p, q, r, A, mask, logp_sampler=s, reward=1.0)
+    w, omega, a = (p - q).exp()[mask], (q - s).exp()[mask], A[:, None].expand(p.shape)[mask]
+    assert report.shares["sampler"] == pytest.approx(float(((omega - 1) * w * a).norm() / (w * a).norm()), rel=1e-9)
+
+
+def test_a_penalty_without_the_samplers_weight():
+    p, q, r, A, mask, s = drawn_by_a_sampler()
+    loss = weighted(lambda d, m: d.exp(), of_penalty=lambda d, m: torch.ones_like(d))
+    report = audit_batch(loss, p, q, r, A, mask, logp_sampler=s, **TERMS_MEANT)
+    assert "the penalty is wrong" in words(report, "error") and "0.1 × k3 times the ratio" in words(report)
+    assert report.shares["sampler"] < 1e-9 < report.shares["penalty"]
+
+
+def test_a_sampler_of_no_known_weight():
+    p, q, r, A, mask, s = drawn_by_a_sampler()
+    report = audit_batch(weighted(lambda d, m: 1 + d + d**2), p, q, r, A, mask, logp_sampler=s, **TERMS_MEANT)
+    assert "the advantages' weight is not π_θ/π_old" in words(report, "warning")
+
+
+@pytest.mark.parametrize("name", ["rpg-urkl", "rpg-reinforce-ufkl-clip"])
+def test_a_recipe_with_a_sampler(name):
+    recipe = RECIPES[name]
+    *batch, s = drawn_by_a_sampler(dtype=torch.float32)
+    report = audit_batch(
+        lambda p, q, r, A, m, s: recipe.scalar_loss(p, q, r, A, m, logp_sampler=s), *batch, logp_sampler=s.float()
+    )
+    assert report.remarks == () and dict(report.objective.terms) == pytest.approx(dict(recipe.off_policy.terms), 1e-3)
+
+
+def graded(**named):
+    """A batch whose advantages are rewards of 0 and 1, to be normalised by the loss."""
+    p, q, r, A, mask = drawn(**named)
+    return p, q, r, (A > 0).double(), mask
+
+
+def grouped(size, std=True):
+    def loss(p, q, r, A, mask):
+        x = A.view(-1, size)
+        x = x - x.mean(1, keepdim=True)
+        return RIGHT(p, q, r, (x / (x.square().mean(1, keepdim=True).sqrt() + 1e-6) if std else x).flatten(), mask)
+
+    return loss
+
+
+def over_the_batch(p, q, r, A, mask):
+    return RIGHT(p, q, r, (A - A.mean()) / (A.std() + 1e-6), mask)
+
+
+NORMALISED = {
+    "groups": (grouped(8), "note", "normalised within groups of 8 consecutive responses"),
+    "means of groups": (grouped(6, std=False), "note", "normalised within groups of 6 consecutive responses"),
+    "pairs": (grouped(2), "note", "normalised within groups of 2 consecutive responses"),
+    "batch": (over_the_batch, "warning", "normalised over the batch: "),
+    "scaled": (lambda p, q, r, A, m: RIGHT(p, q, r, 3.7 * A, m), "warning", "3.7 times as large as they are given"),
+}
+
+
+@pytest.mark.parametrize("name", NORMALISED)
+@pytest.mark.parametrize("batch", [graded, drawn], ids=["0 and 1", "numbers"])
+@pytest.mark.parametrize("off", [0.0, 0.1])
+def test_advantages_normalised_inside_are_recognised(name, batch, off):
+    loss, severity, sentence = NORMALISED[name]
+    report = audit_batch(loss, *batch(off=off), **TERMS_MEANT)
+    assert [x.severity for x in report.remarks] == [severity], report
+    assert sentence in words(report)
+    assert report.shares["advantages"] > 0.01 and report.shares["penalty"] < 1e-6 and report.shares["reward"] < 1e-6
+    assert str(report.normaliser).endswith("tokens that the mask keeps")
+
+
+def low_probability(p, q, r, A, mask):
+    return RIGHT(p, q, r, A, mask & (p < -1))
+
+
+def rising_only(p, q, r, A, mask):
+    return RIGHT(p, q, r, A, mask & torch.cat([p[:, :1] < 0, p[:, :-1] < p[:, 1:]], 1))
+
+
+@pytest.mark.parametrize("loss", [low_probability, rising_only])
+@pytest.mark.parametrize("off", [0.0, 0.1, 0.3])
+def test_a_filter_of_tokens_is_no_fault(loss, off):
+    report = audit_batch(loss, *drawn(off=off), **TERMS_MEANT)
+    assert {x.severity for x in report.remarks} == {"note"}, report
+    assert "and no clip stops just these" in words(report)
+
+
+@pytest.mark.parametrize("place", ["first", "last"])
+def test_a_token_that_is_always_left_out_is_named(place):
+    def loss(p, q, r, A, mask):
+        count = mask.cumsum(1)
+        return RIGHT(p, q, r, A, mask & ((count > 1) if place == "first" else (count < count[:, -1:])))
+
+    report = audit_batch(loss, *drawn(off=0.01), **TERMS_MEANT)
+    assert f"the {place} token of each response gets no gradient" in words(report, "warning")
+
+
+@pytest.mark.parametrize("backend", ["eager", "aot_eager"])
+def test_a_compiled_loss(backend):
+    torch._dynamo.reset()
+    assert audit_batch(torch.compile(RIGHT, backend=backend), *drawn(), **TERMS_MEANT).remarks == ()

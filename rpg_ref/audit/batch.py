@@ -6,6 +6,7 @@ nothing in expectation. What the loss's gradient has beside it, at that token, i
 """
 
 import math
+import warnings
 from collections.abc import Iterator, Mapping
 from dataclasses import dataclass
 from typing import Any, NamedTuple
@@ -17,6 +18,7 @@ from torch import Tensor
 from rpg_ref.audit.advised import Advised, advice_lines, advice_records
 from rpg_ref.audit.forms import PENALTIES, REWARDS
 from rpg_ref.audit.population import Loss, scalar_of
+from rpg_ref.audit.sampler import RIGHT_WEIGHTS, SAMPLER_WEIGHTS
 from rpg_ref.checks import check_batch, check_number
 from rpg_ref.divergences import DIVERGENCES
 from rpg_ref.objective import TERMS, Objective
@@ -40,6 +42,7 @@ PARTS = {
     "reward": "a wrong weight of the advantages",
     "advantages": "advantages changed inside the loss",
     "penalty": "a wrong penalty",
+    "sampler": "the sampler's weight: another one than π_old/π_sampler, or its bound",
     "normaliser": "the normaliser: tokens that do not weigh the same",
     "stopped": "tokens that get no gradient, though the objective has one there",
     "outside": "tokens outside the clip that get one",
@@ -54,6 +57,11 @@ class _Rows(NamedTuple):
     r: Float[Tensor, "B T"]
     A: Float[Tensor, "B"] | Float[Tensor, "B T"]
     mask: Shaped[Tensor, "B T"]
+    s: Float[Tensor, "B T"] | None = None
+
+    def arguments(self) -> list[Tensor]:
+        """Copies of all but log π_θ, as the loss takes them."""
+        return [x.clone() for x in self[1:] if isinstance(x, Tensor)]
 
 
 @dataclass(frozen=True)
@@ -118,6 +126,7 @@ def audit_batch(
     advantages: Float[Tensor, "B"] | Float[Tensor, "B T"],
     mask: Shaped[Tensor, "B T"],
     *,
+    logp_sampler: Float[Tensor, "B T"] | None = None,
     level: str = "token",
     clip: tuple[float, float] | None = None,
     **terms: float,
@@ -132,6 +141,8 @@ def audit_batch(
         logp_ref: log π_ref, [B, T]; None means π_old.
         advantages: as the loss takes them, [B] or [B, T].
         mask: [B, T], nonzero for tokens that count, in the dtype that the loss takes.
+        logp_sampler: log-probabilities under the engine that drew the tokens, [B, T], where it is not π_old. The loss
+            then takes it as a sixth tensor, and the objective's gradient is weighted by π_old/π_sampler.
         level: of the objective, "token" or "sequence".
         clip: the interval of w = π_θ/π_old that the method states, such as (0.8, 1.2). By default it is read from the
             tokens that the loss stops.
@@ -151,11 +162,12 @@ def audit_batch(
     for name, c in terms.items():
         check_number(name, c, -math.inf, math.inf, "()")
     logp_ref = logp_old if logp_ref is None else logp_ref
-    check_batch(logp, logp_old, logp_ref, advantages, mask)
+    check_batch(logp, logp_old, logp_ref, advantages, mask, logp_sampler=logp_sampler)
     if clip is not None:
         check_number("clip[0]", clip[0], 0.0, 1.0)
         check_number("clip[1]", clip[1], 1.0, math.inf)
-    rows = _Rows(*(x.detach() for x in (logp, logp_old, logp_ref, advantages, mask)))
+    sampler = None if logp_sampler is None else logp_sampler.detach()
+    rows = _Rows._make([*(x.detach() for x in (logp, logp_old, logp_ref, advantages, mask)), sampler])
     return _report(_gradients(loss, rows, level), declared, clip)
 
 
@@ -203,6 +215,15 @@ class _Gradients(NamedTuple):
     level: str
     tolerance: float
     remarks: tuple[Advised, ...]
+    drift: Float[Tensor, "B T"]
+    """log π_old − log π_sampler, 0 where the mask leaves out."""
+    omega: Float[Tensor, "B T"]
+    """What each token's pull is weighted by for the sampler."""
+
+    @property
+    def free(self) -> Tensor:
+        """What has no expected gradient, whatever it is multiplied by."""
+        return self.w * self.omega
 
     @property
     def w(self) -> Tensor:
@@ -216,16 +237,24 @@ class _Gradients(NamedTuple):
         return [name for name in TERMS if name != "reward" and (moved or not name.endswith("_old"))]
 
     @property
+    def given(self) -> Tensor:
+        """The mean advantage of each response, [B]."""
+        return (self.A * self.keep).sum(1) / self.keep.sum(1).clamp(min=1)
+
+    @property
+    def one_each(self) -> bool:
+        """Whether every response has one advantage."""
+        return not bool(((self.A - self.given[:, None]) * self.keep).abs().max() > 1e-6 * self.A.abs().max())
+
+    @property
     def direction(self) -> Tensor:
         """The sign of the advantage that the loss uses, which need not be that of the one it is given."""
         row = (self.reward * self.w * self.keep).sum(1, keepdim=True).sign()
-        one_each = torch.where(self.keep, self.A, math.nan)
-        spread = one_each.nan_to_num(nan=-math.inf).amax(1) - one_each.nan_to_num(nan=math.inf).amin(1)
-        return torch.where((spread[:, None] > 0) | (row == 0), self.A, row)
+        return torch.where(row == 0, self.A, row) if self.one_each else self.A
 
     def right(self, name: str) -> Tensor:
         """What the term pulls."""
-        return torch.where(self.keep, right_pull(name, self.p, self.q, self.r, self.A), 0.0)
+        return torch.where(self.keep, right_pull(name, self.p, self.q, self.r, self.A) * self.omega, 0.0)
 
     def objective(self, terms: Mapping[str, float]) -> Tensor:
         """What several terms pull."""
@@ -235,7 +264,10 @@ class _Gradients(NamedTuple):
 def _pull(loss: Loss, rows: _Rows) -> Float[Tensor, "B T"]:
     """−∂loss/∂log π_θ, in float64."""
     leaf = rows.p.clone().requires_grad_()
-    value = scalar_of(loss(leaf * 1.0, *(x.clone() for x in rows[1:])), "loss")
+    with warnings.catch_warnings():
+        # torch.compile looks at .grad of what it is given, which is no leaf, so that a loss may write into it.
+        warnings.filterwarnings("ignore", message="The .grad attribute of a Tensor that is not a leaf")
+        value = scalar_of(loss(leaf * 1.0, *rows.arguments()), "loss")
     (gradient,) = torch.autograd.grad(value, leaf, allow_unused=True, materialize_grads=True)
     return -gradient.double()
 
@@ -245,14 +277,14 @@ def _filled(rows: _Rows, fill: float) -> _Rows:
     keep = rows.mask != 0
     A = torch.where(keep, rows.A, 0.0) if rows.A.ndim == 2 else rows.A
     p, q, r = (torch.where(keep, x, fill) for x in rows[:3])
-    return _Rows(p, q, r, A, rows.mask)
+    return _Rows(p, q, r, A, rows.mask, None if rows.s is None else torch.where(keep, rows.s, fill))
 
 
 def _gradients(loss: Loss, dumped: _Rows, level: str) -> _Gradients:
     """Call the loss, on the dumped tensors and on variations of them."""
     rows, given, remarks = _finite(loss, dumped)
     try:
-        exact = _Rows._make([*(x.double() for x in rows[:4]), rows.mask])
+        exact = _Rows._make([*(x.double() for x in rows[:4]), rows.mask, None if rows.s is None else rows.s.double()])
         g = _pull(loss, exact)
         rows = exact
     except Exception:  # a loss may be bound to tensors of the dumped precision
@@ -266,14 +298,33 @@ def _gradients(loss: Loss, dumped: _Rows, level: str) -> _Gradients:
     behind = torch.where(keep, g - _pull(loss, _filled(rows, -3.0)), 0.0)
     half = list(_half_precision(loss, rows, g))
     tolerance = _HALF if half else _SINGLE if _is_single(loss, rows, g) else _DOUBLE
-    p, q, r, A, _ = (x.double() for x in _filled(rows, -1.0))
+    ordinary = _filled(rows, -1.0)
+    p, q, r, A = (x.double() for x in ordinary[:4])
+    drift = torch.zeros_like(q) if ordinary.s is None else q - ordinary.s.double()
     A = torch.where(keep, A if A.ndim == 2 else A[:, None], 0.0)
+    drift = torch.where(keep, drift, 0.0)
     if level == "sequence":
+        drift = drift.sum(1, keepdim=True).expand(drift.shape)
         p, q, r = (torch.where(keep, x, 0.0).sum(1, keepdim=True).expand(x.shape) for x in (p, q, r))
     length = keep.sum(1, keepdim=True).double().clamp(min=1)
     reward, penalty = (torch.where(keep, x, 0.0) for x in (g - zero, zero))
     return _Gradients(
-        p, q, r, A, keep, length, g, reward, penalty, behind, given - g, level, tolerance, (*remarks, *half)
+        p,
+        q,
+        r,
+        A,
+        keep,
+        length,
+        g,
+        reward,
+        penalty,
+        behind,
+        given - g,
+        level,
+        tolerance,
+        (*remarks, *half),
+        drift,
+        drift.exp(),
     )
 
 
@@ -385,10 +436,13 @@ def _normaliser(at: _Gradients, declared: Objective | None) -> _Normaliser:
             return _Normaliser(0.0, 1 / float(at.keep.sum()))  # nothing tells: take it for a mean over tokens
         terms = {"reward": 1.0}
     field, live = at.objective(terms), _alive(target, at.keep)
-    fits = {power: _fit(target, [at.length**power * x for x in (field, at.w)], live) for power in _POWERS}
+    fits = {power: _fit(target, [at.length**power * x for x in (field, at.free)], live) for power in _POWERS}
     exact = [power for power, fit in fits.items() if fit.share(target) <= at.tolerance]
     if exact:
-        return _Normaliser(exact[0], fits[exact[0]].c[0])
+        found = _Normaliser(exact[0], fits[exact[0]].c[0])
+        # Advantages divided by a standard deviation hide the size; a penalty that is as declared has it.
+        other = _of_penalty(at, declared, exact[0])
+        return other if rewarded and other and not _known(at, found) and _known(at, other) else found
     # A power that is none of the usual ones must explain everything.
     for power in (0.0, -1.0) if rewarded else ():
         form = _form(REWARDS, at, target / at.length**power, live)
@@ -397,12 +451,20 @@ def _normaliser(at: _Gradients, declared: Objective | None) -> _Normaliser:
     power = min((0.0, -1.0), key=lambda power: fits[power].share(target))
     n = fits[power].c[0] or 1 / float(at.keep.sum())
     # The reward does not tell the size: the penalty may, if it is the one that is meant.
-    of_penalty = at.objective({name: c for name, c in declared.terms.items() if name != "reward"} if declared else {})
-    fit = _fit(at.penalty, [at.length**power * x for x in (of_penalty, at.w)], at.keep)
-    if rewarded and bool(of_penalty.any()) and fit.share(at.penalty) <= at.tolerance:
-        return _Normaliser(power, fit.c[0])
+    other = _of_penalty(at, declared, power)
+    if rewarded and other:
+        return other
     usual = 1 / float(at.keep.sum() if power == 0 else at.keep.any(1).sum())
     return _Normaliser(power, math.copysign(usual, n) if 0.5 < abs(n) / usual < 2 else n)
+
+
+def _of_penalty(at: _Gradients, declared: Objective | None, power: float) -> _Normaliser | None:
+    """The normaliser by the penalty's part, if it is the one that is declared, up to its size."""
+    terms = {} if declared is None else {name: c for name, c in declared.terms.items() if name != "reward"}
+    field = at.objective(terms)
+    fit = _fit(at.penalty, [at.length**power * x for x in (field, at.free)], at.keep)
+    there = bool(field.any()) and bool(at.penalty.any()) and fit.share(at.penalty) <= at.tolerance
+    return _Normaliser(power, fit.c[0]) if there else None
 
 
 def _whole(at: _Gradients, declared: Objective | None) -> tuple[Objective, _Normaliser] | None:
@@ -425,7 +487,7 @@ def _whole(at: _Gradients, declared: Objective | None) -> tuple[Objective, _Norm
                 (Objective(base | {name: 1.0}, at.level), [*reward, at.right(name)]) for name in names if reward
             ]
         for objective, fields in choices:
-            fit = _fit(at.whole, [*(weigh * x for x in fields), weigh * at.w], live)
+            fit = _fit(at.whole, [*(weigh * x for x in fields), weigh * at.free], live)
             share = fit.share(at.whole)
             if share <= _WHOLE[at.tolerance] and fit.c[0] and (best is None or share < 0.1 * best[0]):
                 n = fit.c[0]
@@ -448,7 +510,7 @@ def _whole_of_several(at: _Gradients, live: Tensor) -> tuple[Objective, _Normali
         kept = ["reward", *names]
         for _ in range(2):  # once with all of them, once with those that count
             fields = {name: weigh * at.right(name) for name in kept}
-            fit = _fit(at.whole, [*fields.values(), weigh * at.w], live)
+            fit = _fit(at.whole, [*fields.values(), weigh * at.free], live)
             if fit.share(at.whole) > _WHOLE[at.tolerance] or not fit.c[0]:
                 break
             sizes = {name: abs(c) * float(fields[name].norm()) for name, c in zip(kept, fit.c, strict=False)}
@@ -469,13 +531,13 @@ def _found(at: _Gradients, by: _Normaliser, weigh: Tensor | None = None) -> Obje
     names = at.names
     fields = {name: at.right(name) for name in names}
     live = _alive(target, at.keep)
-    one = {name: _fit(target, [field, at.w], live) for name, field in fields.items()}
+    one = {name: _fit(target, [field, at.free], live) for name, field in fields.items()}
     best = min(one, key=lambda name: float(one[name].left.norm()))
     if one[best].share(target) > at.tolerance and int(live.sum()) >= _ENOUGH * len(names):
-        joint = _fit(target, [*fields.values(), at.w], live)
+        joint = _fit(target, [*fields.values(), at.free], live)
         sizes = {name: abs(c) * float(fields[name].norm()) for name, c in zip(names, joint.c, strict=False)}
         kept = [name for name in names if sizes[name] > _SINGLE * max(sizes.values())]
-        again = _fit(target, [*(fields[name] for name in kept), at.w], live)
+        again = _fit(target, [*(fields[name] for name in kept), at.free], live)
         if again.share(target) <= at.tolerance:
             return Objective(terms | dict(zip(kept, again.c, strict=False)), at.level)
     return Objective(terms | {best: one[best].c[0]}, at.level)
@@ -483,10 +545,12 @@ def _found(at: _Gradients, by: _Normaliser, weigh: Tensor | None = None) -> Obje
 
 def _report(at: _Gradients, declared: Objective | None, stated: tuple[float, float] | None) -> BatchReport:
     """Take the gradient apart."""
+    drawn = at.omega
+    at, of_sampler = _sampled(at)
     whole = _whole(at, declared)
     by = _normaliser(at, declared) if whole is None else whole[1]
     objective = whole[0] if whole is not None else _found(at, by) if declared is None else declared
-    size, g, remarks = float(at.whole.norm()), at.whole, list(at.remarks)
+    size, g, remarks = float(at.whole.norm()), at.whole, [*at.remarks, *of_sampler]
     weigh = by.n * at.length**by.power
     gain = at.objective({"reward": objective.terms.get("reward", 0.0)})
     penalty = at.objective({name: c for name, c in objective.terms.items() if name != "reward"})
@@ -496,7 +560,10 @@ def _report(at: _Gradients, declared: Objective | None, stated: tuple[float, flo
     if whole is not None:
         stopped = at.keep & ~_alive(g, at.keep) & _alive(gain + penalty, at.keep)
     else:
-        stopped = (at.keep & ~_alive(at.reward, at.keep) & _alive(gain, at.keep)) & rewarded
+        alive = _alive(at.reward, at.keep)
+        # A loss that changes the advantages pulls responses whose own is 0.
+        pulled = _alive(gain, at.keep) | (at.one_each & alive.any(1, keepdim=True))
+        stopped = at.keep & ~alive & pulled & (at.omega != 0) & rewarded
         if rewarded:
             weigh, found = _of_reward(at, gain, weigh, at.keep & ~stopped, parts)
             remarks += found
@@ -505,22 +572,86 @@ def _report(at: _Gradients, declared: Objective | None, stated: tuple[float, flo
                 penalty = at.objective({name: c for name, c in objective.terms.items() if name != "reward"})
         else:
             parts["reward"] = weigh * gain
-        parts["penalty"] = _fit(at.penalty - weigh * penalty, [weigh * at.w], at.keep & ~(stopped & (g == 0))).left
+        parts["penalty"] = _fit(at.penalty - weigh * penalty, [weigh * at.free], at.keep & ~(stopped & (g == 0))).left
+    parts["sampler"] = weigh * at._replace(omega=drawn - at.omega).objective(objective.terms)
+    direction = at.direction.copysign(at.direction * by.n) if whole is None else gain + penalty
+    if bool(parts["advantages"].any()):
+        # Responses of one group with one reward have no advantage left.
+        direction = torch.where(_alive(at.reward, at.keep).any(1, keepdim=True), direction, 0.0)
+        stopped = stopped & (direction != 0)
     parts["stopped"] = torch.where(stopped, weigh * torch.where(g == 0, gain + penalty, gain), 0.0)
     live = at.keep & ~stopped
     parts["normaliser"] = _fit(weigh * (gain + penalty), [gain + penalty], live).left
-    direction = at.direction.copysign(at.direction * by.n)
-    low, high = stated or _clip_of(at, direction, stopped)
+    stops = _stops(at, direction, stopped)
+    low, high = stated or _clip_of(at, stops)
     parts["outside"] = torch.where(live & ((at.w < low) | (at.w > high)), g, 0.0)
     shares = {name: float(parts[name].norm()) / size for name in PARTS}
     # Rounding has no share.
     shares = {name: share if share > _ZERO else 0.0 for name, share in shares.items()}
     tokens = {name: int((parts[name].abs() > _ZERO * size).sum()) if shares[name] else 0 for name in PARTS}
     remarks += _remarks(at, by, objective, shares, tokens, weigh, live, declared is not None)
-    remarks += _clip_remarks(at, direction, stopped, (low, high), stated is not None)
+    remarks += _clip_remarks(at, direction, stopped, stops, (low, high), stated is not None)
     return BatchReport(
         objective, declared is not None, shares, tokens, _divisor(at, by), abs(by.n), (low, high), tuple(remarks)
     )
+
+
+def _sampled(at: _Gradients) -> tuple[_Gradients, list[Advised]]:
+    """Find the weight that the advantages' part has for the sampler, and measure everything else under it."""
+    pull = torch.where(at.keep, at.w * at.A, 0.0)
+    live = _alive(at.reward, at.keep) & _alive(pull, at.keep)
+    if not bool(at.drift.any()) or not bool(live.any()):
+        return at, []
+    for power in (0.0, -1.0):
+        factor = torch.where(live, at.reward / torch.where(live, at.length**power * pull, 1.0), 0.0)
+        for name, weigh in SAMPLER_WEIGHTS.items():
+            omega = weigh(at.drift, at.keep)
+            ratio = (factor / omega)[live]
+            if float((ratio / ratio.median() - 1).abs().max()) <= 10 * at.tolerance:
+                low, high = float(omega[live].min()), float(omega[live].max())
+                out = at.keep & ((omega < low * (1 - _MOVED)) | (omega > high * (1 + _MOVED)))
+                omega = torch.where(out, 0.0, omega)
+                return at._replace(omega=omega), list(_sampler_remarks(name, int(out.sum()), low, high))
+        # Where a ratio is near 1 no bound acts: there the unit can be told.
+        near = live & (at.drift.abs() <= at.drift[live].abs().quantile(0.25))
+        unit = float((factor / at.omega)[near].median())
+        found = (factor / unit)[live]
+        low, high = float(found.min()), float(found.max())
+        clamped = at.omega.clamp(low, high)
+        if float((found / clamped[live] - 1).abs().max()) <= 10 * at.tolerance:
+            bounded = int((at.keep & (clamped != at.omega)).sum())
+            remark = Advised(
+                f"the sampler's weight is clamped to [{low:.3g}, {high:.3g}] at {bounded:,} tokens",
+                "note",
+                "A bound trades variance for bias at the tokens outside it.",
+                "Nothing is to be done if the bound is meant.",
+            )
+            return at._replace(omega=clamped), [remark]
+    return at, []
+
+
+def _sampler_remarks(name: str, out: int, low: float, high: float) -> Iterator[Advised]:
+    if name not in RIGHT_WEIGHTS:
+        yield Advised(
+            f"the sampler's weight is wrong: the advantages' part is multiplied by {name}",
+            "error",
+            "Only π_old/π_sampler, of that token or of its response, makes the tokens stand for π_old's.",
+            "Multiply each token's whole loss: `loss = (logp_old - logp_sampler).exp().detach() * loss`.",
+        )
+    elif name != next(iter(RIGHT_WEIGHTS)):
+        yield Advised(
+            f"the advantages' part is multiplied by {name}",
+            "note",
+            "This belongs to objectives of whole responses, or to a history that is weighted as well.",
+            "Nothing is to be done if that is meant.",
+        )
+    if out:
+        yield Advised(
+            f"{out:,} tokens get no gradient since the sampler's weight is outside [{low:.3g}, {high:.3g}]",
+            "note",
+            "A bound trades variance for bias at the tokens outside it.",
+            "Nothing is to be done if the bound is meant.",
+        )
 
 
 def _of_reward(
@@ -531,21 +662,22 @@ def _of_reward(
     Returns:
         How each token weighs, and what is to be said; the parts are written.
     """
-    left = _fit(at.reward - weigh * gain, [weigh * at.w], live).left
+    left = _fit(at.reward - weigh * gain, [weigh * at.free], live).left
     tolerance = at.tolerance * float(at.reward.norm())
     if float(left.norm()) <= tolerance:
         return weigh, []
     # One number for each response, whatever it is.
-    field = torch.where(live, weigh * at.w, 0.0)
+    field = torch.where(live, weigh * at.free, 0.0)
     of_row = (at.reward * field).sum(1) / field.square().sum(1).clamp(min=1e-300)
     within = torch.where(live, at.reward - of_row[:, None] * field, 0.0)
-    given = (at.A * at.keep).sum(1) / at.keep.sum(1).clamp(min=1)
-    one_each = not bool(((at.A - given[:, None]) * at.keep).abs().max() > 1e-6 * at.A.abs().max())
-    if not one_each or float(within.norm()) > tolerance:
+    given = at.given
+    if not at.one_each or float(within.norm()) > tolerance:
         parts["reward"] = left
         return weigh, []
     used = live.any(1)
     factor, runs = _runs(torch.where(used & (given != 0), of_row / given, math.nan))
+    if bool((of_row[used & (given == 0)].abs() > 1e-6 * of_row.abs().max()).any()):
+        runs = 0  # a denominator leaves an advantage of 0 where it is
     if runs:
         return weigh * factor[:, None], [
             Advised(
@@ -573,8 +705,20 @@ def _runs(x: Tensor) -> tuple[Tensor, int]:
 def _advantages_remark(used: Tensor, given: Tensor, share: float) -> Advised:
     """Say what the loss does with the advantages, if that is known."""
     size = _SINGLE * used.abs().max()
+    straight = torch.stack([given, torch.ones_like(given)], 1)
+    slope, shift = torch.linalg.lstsq(straight, used[:, None]).solution.squeeze(1).tolist()
+    if bool((used - slope * given - shift).abs().max() <= size) and slope > 0:
+        shifted = "" if abs(shift) <= size else ", their mean subtracted,"
+        return Advised(
+            f"the advantages are normalised over the batch: {slope:.3g} times as large{shifted} as they are given",
+            "warning",
+            "A response's update depends on the other responses of the batch, and on its split.",
+            "Normalise once, where the advantages are computed; within each prompt's group if that is documented.",
+        )
     for sign in (1.0, -1.0):
         part = given * sign > 0
+        if not bool(part.any()):
+            break
         ratio = used[part] / given[part]
         if bool((ratio - ratio.mean()).abs().max() > _SINGLE * ratio.abs().mean()):
             break
@@ -586,13 +730,14 @@ def _advantages_remark(used: Tensor, given: Tensor, share: float) -> Advised:
             "This is right where it is documented; the reward part is then not the gradient of E[R].",
             "Nothing is to be done if the weights are meant.",
         )
-    for group in range(3, len(given) // 2 + 1):
+    for group in range(2, len(given) // 2 + 1):
         if len(given) % group:
             continue
         x, y = given.view(-1, group), used.view(-1, group)
         x, centred = x - x.mean(1, keepdim=True), y - y.mean(1, keepdim=True)
-        slope = (x * centred).sum(1, keepdim=True) / x.square().sum(1, keepdim=True).clamp(min=1e-300)
-        if bool((centred - slope * x).abs().max() <= size) and bool(y.mean(1).abs().max() <= size):
+        slopes = (x * centred).sum(1, keepdim=True) / x.square().sum(1, keepdim=True).clamp(min=1e-300)
+        straight_ones = bool((centred - slopes * x).abs().max() <= size) and bool((slopes > -_ZERO).all())
+        if straight_ones and bool(y.mean(1).abs().max() <= size):
             return Advised(
                 f"the advantages are normalised within groups of {group} consecutive responses",
                 "note",
@@ -608,16 +753,43 @@ def _advantages_remark(used: Tensor, given: Tensor, share: float) -> Advised:
     )
 
 
-def _clip_of(at: _Gradients, A: Tensor, stopped: Tensor) -> tuple[float, float]:
+class _Stops(NamedTuple):
+    """Which stopped tokens a clip explains, by the sign of the advantage and the side of w = 1 that they are on.
+
+    A clip stops every token beyond its bound; a filter leaves some of them.
+    """
+
+    good_above: Bool[Tensor, "B T"]
+    good_below: Bool[Tensor, "B T"]
+    bad_above: Bool[Tensor, "B T"]
+    bad_below: Bool[Tensor, "B T"]
+
+    @property
+    def interval(self) -> tuple[Tensor, Tensor]:
+        """Tokens below the clip, and above it."""
+        return self.bad_below, self.good_above
+
+
+def _stops(at: _Gradients, A: Tensor, stopped: Tensor) -> _Stops:
+    log_w, found = at.p - at.q, []
+    for sign in (1.0, -1.0):
+        for side in (1.0, -1.0):
+            there = at.keep & (at.omega != 0) & (A * sign > 0) & (log_w * side > _MOVED)
+            hit, left = there & stopped, there & ~stopped
+            beyond = bool(hit.any()) and not bool((left & (log_w * side > (log_w * side)[hit].min())).any())
+            found.append(hit if beyond else torch.zeros_like(hit))
+    return _Stops(*found)
+
+
+def _clip_of(at: _Gradients, stops: _Stops) -> tuple[float, float]:
     """The interval of w outside which tokens were seen to stop: below it bad ones, above it good ones."""
-    log_w = at.p - at.q
-    below, above = stopped & (A < 0) & (log_w < -_MOVED), stopped & (A > 0) & (log_w > _MOVED)
+    below, above = stops.interval
     low = float(at.w[below].max()) if bool(below.any()) else 0.0
     return low, float(at.w[above].min()) if bool(above.any()) else math.inf
 
 
 def _clip_remarks(
-    at: _Gradients, A: Tensor, stopped: Tensor, clip: tuple[float, float], stated: bool
+    at: _Gradients, A: Tensor, stopped: Tensor, stops: _Stops, clip: tuple[float, float], stated: bool
 ) -> Iterator[Advised]:
     log_w = at.p - at.q
     rows = (stopped | ~at.keep).all(1) & at.keep.any(1) & stopped.any(1)
@@ -629,22 +801,20 @@ def _clip_remarks(
             "Nothing is to be done if the mask is meant.",
         )
     single = stopped & ~rows[:, None]
-    still = single & (log_w.abs() <= _MOVED)
-    if bool(still.any()):
-        yield Advised(
-            f"{int(still.sum()):,} tokens at π_θ = π_old get no gradient although their advantages are not 0",
-            "warning",
-            "No clip stops a token that has not moved: part of each response is not trained.",
-            "Keep every sampled token in the mask, unless a filter of tokens is documented.",
-        )
-    good, bad = single & (A > 0) & (log_w < -_MOVED), single & (A < 0) & (log_w > _MOVED)
     # A dual clip stops bad tokens far above 1, and the ordinary clip beside it those below 1.
     mirrored = at.keep & ~stopped & (A < 0)
-    dual = bool((single & (A < 0) & (log_w < -_MOVED)).any()) or not bool(
-        (mirrored & (log_w < -log_w[bad].min())).any() if bool(bad.any()) else False
+    bad = stops.bad_above & single
+    wrong_bad = bool(bad.any()) and bool((mirrored & (log_w < -log_w[bad].min())).any())
+    wrong_bad = wrong_bad and not bool(stops.bad_below.any())
+    explained = stops.good_above | stops.bad_below | stops.bad_above
+    wrong_sides = (
+        (stops.good_below & single, True, "good", "fallen below"),
+        (bad, wrong_bad, "bad", "risen above"),
     )
-    for wrong, which, side in ((good, "good", "fallen below"), (bad & ~torch.tensor(dual), "bad", "risen above")):
-        if bool(wrong.any()):
+    for wrong, is_wrong, which, side in wrong_sides:
+        # One token alone is the last on its side by chance.
+        if is_wrong and int(wrong.sum()) > 1:
+            explained = explained | wrong
             yield Advised(
                 f"{int(wrong.sum()):,} tokens of {which} responses that have {side} π_old get no gradient: the clip "
                 "acts on the wrong side",
@@ -652,6 +822,20 @@ def _clip_remarks(
                 "The clip holds the policy where it is wrong and lets go where it should hold.",
                 "`gain = torch.minimum(w * A, w.clamp(1 - eps, 1 + eps) * A)`, for both signs of A.",
             )
+    left_out = single & ~explained
+    if bool(left_out.any()):
+        count = at.keep.cumsum(1)
+        ends = {"first": at.keep & (count == 1), "last": at.keep & (count == count[:, -1:])}
+        place = next((name for name, end in ends.items() if torch.equal(left_out | stopped & end, end)), "")
+        yield Advised(
+            f"the {place} token of each response gets no gradient"
+            if place
+            else f"{int(left_out.sum()):,} tokens get no gradient although their advantages are not 0, and no clip "
+            "stops just these",
+            "warning" if place else "note",
+            "Part of each response is not trained, unless a filter of tokens is meant.",
+            "Keep every sampled token in the mask, EOS included; nothing is to be done if a filter is meant.",
+        )
     out = at.keep & (at.reward * log_w > 0) & ((at.w < clip[0] * (1 - _MOVED)) | (at.w > clip[1] * (1 + _MOVED)))
     if stated and bool(out.any()):
         yield Advised(
@@ -706,7 +890,7 @@ def _remarks(
     elif shares["reward"] > at.tolerance:
         form = _form(REWARDS, at, at.reward / weigh, live)
         yield Advised(
-            f"the advantages' weight is wrong: {shares['reward']:.2g} of the gradient's length"
+            f"the advantages' weight is not π_θ/π_old: {shares['reward']:.2g} of the gradient's length"
             + (f"; it is that of {form[1]}" if form else ""),
             "error" if declared and form else "warning",
             "Off-policy the gradient is not that of E[R], unless this is another estimate of it: see `identify(loss)`.",
@@ -739,7 +923,9 @@ def _penalty_remark(at: _Gradients, objective: Objective, declared: bool, share:
     """Name what the penalty is instead."""
     wanted = {name: c for name, c in objective.terms.items() if name != "reward" and c}
     what, fix = "it is that of no known term", "For KL(π‖ref): `beta * (logp - logp_old).exp() * k3(logp_ref - logp)`."
-    single = {name: _fit(target, [at.right(name), at.w], _alive(target, at.keep)) for name in TERMS if name != "reward"}
+    single = {
+        name: _fit(target, [at.right(name), at.free], _alive(target, at.keep)) for name in TERMS if name != "reward"
+    }
     exact = [name for name, fit in single.items() if fit.share(target) <= at.tolerance and abs(fit.c[0]) > 0]
     form = _form(PENALTIES, at, target, at.keep)
     if not bool(target.any()):
@@ -778,6 +964,11 @@ def _form(forms: Mapping[str, Loss], at: _Gradients, target: Tensor, live: Tenso
         if float((wanted - c * shape).norm()) <= at.tolerance * float(wanted.norm()):
             return c, name
     return None
+
+
+def _known(at: _Gradients, by: _Normaliser) -> bool:
+    """Whether the normaliser is a usual number."""
+    return "times the number of" not in _divisor(at, by)
 
 
 def _divisor(at: _Gradients, by: _Normaliser) -> str:

@@ -31,7 +31,7 @@ def _shifted(x: Tensor, by: int) -> Tensor:
 
 
 # From log π_old − log π_sampler, 0 where the mask leaves out.
-_WEIGHTS: dict[str, _Weight] = {
+SAMPLER_WEIGHTS: dict[str, _Weight] = {
     "π_old/π_sampler of the token": lambda d, mask: d.exp(),
     "π_old/π_sampler of the response": lambda d, mask: d.sum(1, keepdim=True).exp().expand(d.shape),
     "the geometric mean of π_old/π_sampler over the response": lambda d, mask: (
@@ -47,7 +47,7 @@ _WEIGHTS: dict[str, _Weight] = {
 }
 """What a loss may multiply a token by, right ones first."""
 
-_RIGHT = tuple(_WEIGHTS)[:4]
+RIGHT_WEIGHTS = tuple(SAMPLER_WEIGHTS)[:4]
 _FIX = "Multiply each token's whole loss: `loss = (logp_old - logp_sampler).exp().detach() * loss`."
 
 
@@ -166,7 +166,7 @@ class _Part:
         found = self.factor(d)
         live = self.mask & (self.base.abs() > 1e-9 * self.base.abs().max())
         for exact in (True, False):
-            for name, weigh in _WEIGHTS.items():
+            for name, weigh in SAMPLER_WEIGHTS.items():
                 ratio = (found / weigh(d, self.mask))[live]
                 middle = torch.ones(()) if exact else ratio.median()
                 if bool((ratio - middle).abs().max() < _SAME * middle.abs()):
@@ -214,7 +214,7 @@ def _remarks(weights: dict[str, str | None], bounds: dict[str, str]) -> Iterator
                 "Its gradient is that of the objective only where the sampler is π_old.",
                 _FIX,
             )
-        elif weight.removesuffix(", normalised over the batch") not in _RIGHT:
+        elif weight.removesuffix(", normalised over the batch") not in RIGHT_WEIGHTS:
             yield Advised(
                 f"{whose} is multiplied by {weight}",
                 "error",
