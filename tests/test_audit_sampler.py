@@ -46,6 +46,12 @@ WEIGHTS = {
     "nothing": (one, "nothing", "error", "the sampler's log-probabilities change nothing there"),
     "inverse": (lambda d, m: (-d).exp(), "π_sampler/π_old of the token", "error", "multiplied by π_sampler/π_old"),
     "square": (lambda d, m: (2 * d).exp(), f"the square of {TOKEN}", "error", "the square of"),
+    "tempered": (
+        lambda d, m: (d / 0.7).exp(),
+        f"{TOKEN} to the power 1.43, as at another temperature",
+        "error",
+        "as at another temperature",
+    ),
     "late": (lambda d, m: d.roll(1, 1).exp(), f"{TOKEN} before", "error", "of the token before"),
     "early": (lambda d, m: d.roll(-1, 1).exp(), f"{TOKEN} after", "error", "of the token after"),
     "response": (lambda d, m: d.sum(1, True).exp(), "π_old/π_sampler of the response", None, ""),

@@ -171,6 +171,10 @@ class _Part:
                 middle = torch.ones(()) if exact else ratio.median()
                 if bool((ratio - middle).abs().max() < _SAME * middle.abs()):
                     return name if exact else f"{name}, normalised over the batch"
+        told = live & (d.abs() > 0.01)
+        powers = (found.log() / torch.where(told, d, 1.0))[told]
+        if bool((powers - powers.median()).abs().max() < _SAME * powers.median().abs()):
+            return f"π_old/π_sampler of the token to the power {float(powers.median()):.3g}, as at another temperature"
         return None
 
     def _left(self, nats: float) -> Tensor | None:
