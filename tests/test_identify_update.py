@@ -102,6 +102,7 @@ RIGHT = {
     "twice the tokens": (divided_by(lambda s, *_: 2 * tokens(*s.batches)), "48, 2 times the number of tokens", 48),
     "over responses": (over_responses, "each response's length and the number of responses", "sequences"),
     "an entropy bonus": (with_entropy, "the number of tokens", "tokens"),
+    "padding": (divided_by(lambda s, *_: 32.0), "the number of places, padding counted", 32.0),
     "DDP": (as_ddp, "the number of tokens", "tokens"),
 }
 
@@ -159,6 +160,10 @@ FAULTS = {
         divided_by(lambda s, r, t, b: rows(b) * all_parts(s)),
         "a mean of means: each micro-batch divides by its own number of responses",
     ),
+    "padded means of means": (
+        divided_by(lambda s, r, t, b: b.completion_mask.numel() * all_parts(s)),
+        "each micro-batch divides by its own number of places, padding counted,",
+    ),
     "sums of means": (
         divided_by(lambda s, r, t, b: tokens(b)),
         "a sum of means: each micro-batch divides by its own number of tokens, so that it is multiplied by the number",
@@ -192,6 +197,64 @@ def test_a_wrong_factor_is_named(name):
     with pytest.raises(AssertionError) as failure:
         assert_gradient(report, **MEANT)
     assert sentence in str(failure.value)
+
+
+@pytest.mark.parametrize("how", ["centred", "standardised"])
+@pytest.mark.parametrize("scope", quick(["micro-batch", "accumulation step", "rank"], ["micro-batch"]))
+@pytest.mark.parametrize("mean", ["tokens", "responses"])
+def test_advantages_normalised_within_a_part(how, scope, mean):
+    def update(policy, split):
+        for rank, step, batch in ((r, s, b) for r in split for s in r for b in s):
+            own = {"micro-batch": [batch], "accumulation step": step, "rank": flat(rank)}[scope]
+            every = torch.cat([x.given for x in own])
+            batch.advantages = batch.given - every.mean()
+            if how == "standardised" and len(every) > 1:
+                batch.advantages = batch.advantages / every.std()
+            gain, cost = parts(policy, batch)
+            share = batch.completion_mask.sum(1, keepdim=True) if mean == "responses" else 1
+            ((cost - gain) / share / tokens(*split.batches)).sum().backward()
+
+    def with_given(policy, split):
+        for batch in split.batches:
+            batch["given"] = batch.advantages.clone()
+        update(policy, split)
+
+    report = identify_update(with_given)
+    (remark,) = (x for x in report.remarks if "advantages" in x)
+    assert remark.startswith(f"the advantages are {how} within each {scope}") and remark.severity == "warning"
+    assert not any("no gradient" in x for x in report.remarks) and report.ok
+
+
+def keeping(which):
+    """An update that calls backward on some of its micro-batches only, or forgets the others' gradients."""
+
+    def update(policy, split):
+        for batch in which(split):
+            gain, cost = parts(policy, batch)
+            ((cost - gain).sum() / tokens(*split.batches)).backward()
+
+    return update
+
+
+LOST = {
+    "the last micro-batch": lambda s: s.batches[-1:],
+    "the first micro-batch": lambda s: s.batches[:1],
+    "the last accumulation step of the last rank": lambda s: s.parts[-1][-1],
+    "the first accumulation step of the first rank": lambda s: s.parts[0][0],
+    "the last rank": lambda s: flat(s.parts[-1]),
+    "the first rank": lambda s: flat(s.parts[0]),
+    "the last micro-batch of each rank": lambda s: [flat(rank)[-1] for rank in s],
+}
+
+
+@pytest.mark.parametrize("name", quick([*LOST, "others"], ["the last micro-batch", "others"]))
+def test_a_gradient_that_is_lost_is_named(name):
+    report = identify_update(keeping(LOST.get(name, lambda s: s.batches[::2])))
+    sentence = f"only the gradient of {name} is left" if name in LOST else "some responses get no gradient under other"
+    assert [x.severity for x in report.remarks] == ["error"] and sentence in report.remarks[0]
+    assert not report.equal
+    with pytest.raises(AssertionError, match=sentence):
+        assert_gradient(report, **MEANT)
 
 
 def test_advantages_normalised_inside():

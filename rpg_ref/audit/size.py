@@ -137,8 +137,8 @@ def wrong_size(found: Weights | None, lengths: Tensor, normaliser: str | int | f
     yield f"the sum over tokens is divided by {by}, not by {meant}"
 
 
-def words(found: Weights, lengths: Tensor) -> str:
-    """Say what a batch's sum over tokens is divided by."""
+def words(found: Weights, lengths: Tensor, width: int = 0) -> str:
+    """Say what a batch's sum over tokens is divided by; with its width, padding counted, also whether that is it."""
     x, tokens, rows = found.of_response, int(lengths.sum()), len(lengths)
     each = "each response's length and " if found.shared else ""
     if bool((x / x.mean() - 1).abs().max() > _SAME):
@@ -147,6 +147,8 @@ def words(found: Weights, lengths: Tensor) -> str:
     known = (
         {"the number of responses": rows} if each else {"the number of tokens": tokens, "the number of responses": rows}
     )
+    if width and not each:
+        known["the number of places, padding counted"] = rows * width
     for name, count in known.items():
         if abs(number / count - 1) < _SAME:
             return each + name
@@ -213,7 +215,7 @@ def law_of(found: Sequence[Weights], shapes: Sequence[Shape], lengths: Tensor) -
     """Find the law of a gradient's size over several splits of one batch.
 
     Args:
-        found: the weights under each split, first those of the batch in one piece.
+        found: the weights under each split, first those of the batch in one piece; NaN where one cannot be told.
         shapes: the splits.
         lengths: of the responses, [B].
 
@@ -229,14 +231,15 @@ def law_of(found: Sequence[Weights], shapes: Sequence[Shape], lengths: Tensor) -
         [torch.tensor([[1.0, *map(float, shape[:3])]]).log().expand(len(lengths), 4) for shape in shapes]
     ).double()
     columns[:, 0] = 1.0
+    known = logs.isfinite()
     for unit, count in _UNITS.items():
         for scope in _SCOPES:
             counts = torch.cat([_counts(shape, scope, lengths, count) for shape in shapes])
-            target = logs + counts.log()
-            solution = torch.linalg.lstsq(columns, target[:, None], driver="gelsd").solution.squeeze(1)
+            target = (logs + counts.log())[known]
+            solution = torch.linalg.lstsq(columns[known], target[:, None], driver="gelsd").solution.squeeze(1)
             a, b, c = (round(float(x)) for x in solution[1:])
-            factor = (target - columns[:, 1:] @ torch.tensor([a, b, c], dtype=torch.float64)).mean()
-            left = target - factor - columns[:, 1:] @ torch.tensor([a, b, c], dtype=torch.float64)
+            factor = (target - columns[known, 1:] @ torch.tensor([a, b, c], dtype=torch.float64)).mean()
+            left = target - factor - columns[known, 1:] @ torch.tensor([a, b, c], dtype=torch.float64)
             if float(left.abs().max()) < _SAME:
                 return Law(unit, scope, (a, b, c), float(factor.exp()), shared)
     return None

@@ -187,23 +187,35 @@ def identify_update(update: Update, *, level: str = "token", temperature: float 
     ratios = {str(split): float(x.norm()) / size for split, x in zip(splits, plus, strict=True)}
     equal = all(float((x - plus[0]).norm()) <= _SAME * size for x in plus)
     rewards = [a - b for a, b in zip(plus, zero, strict=True)]
-    remarks, found = [], dict[str, Law | None]()
+    remarks, found = list[Advised](), dict[str, Law | None]()
     whole_weights: Weights | None = None
     for part, gradients, pulled in (("reward", rewards, whole.advantages), ("penalty", zero, None)):
         if float(gradients[0].norm()) <= 1e-9 * size:
             continue
-        of = [_weights(read(x), pulled, whole) for x in gradients]
+        pulls = [read(x) for x in gradients]
+        changed = _changed(pulls, shapes, whole) if part == "reward" else None
+        if changed is not None:
+            remarks.append(changed)
+            continue
+        lost = _lost(pulls, shapes)
+        if lost is not None:
+            # It is said once, and no law of sizes holds beside it.
+            if lost not in remarks:
+                remarks.append(lost)
+            continue
+        of = [_weights(x, pulled, whole) for x in pulls]
         if part == "reward":
             whole_weights = of[0]
         # What cannot be read may still have the same direction under every split.
         told = [x for x in of if x is not None]
         told = told if len(told) == len(of) else list(_parallel(gradients, len(lengths)))
         found[part] = law_of(told, shapes, lengths) if len(told) == len(of) else None
-        remarks += list(_remarks(part, found[part], found.get("reward")))
-    normaliser = "a number that cannot be told" if whole_weights is None else words(whole_weights, lengths)
+        remarks += list(_remarks(part, found[part], found.get("reward"), whole.completion_mask.shape[1]))
+    width = whole.completion_mask.shape[1]
+    normaliser = "a number that cannot be told" if whole_weights is None else words(whole_weights, lengths, width)
     law = found.get("reward")
-    if law is not None and law.scope != "whole step" and law.unit != "a constant":
-        normaliser = f"the number of {law.unit} of each {law.scope}"
+    if law is not None and law.scope != "whole step":
+        normaliser = f"the number of {_unit(law, width)} of each {law.scope}"
         normaliser = f"each response's length and {normaliser}" if law.shared else normaliser
     return UpdateReport(report, equal, ratios, normaliser, whole_weights, lengths, tuple(remarks))
 
@@ -349,7 +361,81 @@ def _factors(powers: Sequence[int]) -> Iterator[tuple[str, str]]:
         yield f"{how} by {exponent}{what}", names[0]
 
 
-def _remarks(part: str, law: Law | None, reward: Law | None) -> Iterator[Advised]:
+def _unit(law: Law, width: int) -> str:
+    """What a law counts; responses times the width are places."""
+    padded = law.unit == "responses" and not law.shared and abs(law.factor * width - 1) < _READ
+    return "places, padding counted," if padded else law.unit
+
+
+_CHANGES: dict[str, Callable[[Tensor], Tensor]] = {
+    "centred": lambda x: x - x.mean(),
+    "standardised": lambda x: (x - x.mean()) / (x.std() if len(x) > 1 else 1.0),
+    "divided by their standard deviation": lambda x: x / (x.std() if len(x) > 1 else 1.0),
+}
+
+
+def _changed(pulls: Sequence[Tensor | None], shapes: Sequence[Shape], batch: ModelBatch) -> Advised | None:
+    """Whether the advantages are normalised within each part of a split, so that the split matters."""
+    A, lengths, mask = batch.advantages, batch.completion_mask.sum(1), batch.completion_mask == 1
+    for how, change in _CHANGES.items():
+        for scope in ("micro-batch", "accumulation step", "rank"):
+            found = []
+            for pull, shape in zip(pulls, shapes, strict=True):
+                given = A.clone()
+                for part in shape.parts:
+                    own = {"micro-batch": part.rows, "accumulation step": part.step, "rank": part.rank}[scope]
+                    given[list(own)] = change(A[list(own)])
+                told = given.abs() > 1e-9
+                read = None if pull is None else weights(pull[told], given[told], mask[told])
+                if read is None:
+                    break
+                full = torch.full_like(A, math.nan)
+                full[told] = read.read_as(False, lengths[told]).of_response
+                found.append(Weights(full, False))
+            for shared in (False, True) if len(found) == len(pulls) else ():
+                law = law_of([x.read_as(shared, lengths)._replace(shared=shared) for x in found], shapes, lengths)
+                if law is not None:
+                    return Advised(
+                        f"the advantages are {how} within each {scope}",
+                        "warning",
+                        "A response's update depends on which others are in its part, and another split gives another.",
+                        "Normalise once for the whole batch, within each prompt's group, before the batch is split.",
+                    )
+    return None
+
+
+def _lost(pulls: Sequence[Tensor | None], shapes: Sequence[Shape]) -> Advised | None:
+    """Whether whole responses have no gradient under some split, and which."""
+    first = pulls[0]
+    if first is None or any(x is None for x in pulls):
+        return None
+    there = [x.abs().sum(1) > 1e-9 * first.abs().sum(1).max() for x in pulls if x is not None]
+    if not bool(there[0].all()) or all(bool(x.all()) for x in there):
+        return None
+    kinds: dict[str, Callable[[Shape], tuple[int, ...]]] = {
+        "the last micro-batch": lambda shape: shape.parts[-1].rows,
+        "the first micro-batch": lambda shape: shape.parts[0].rows,
+        "the last accumulation step of the last rank": lambda shape: shape.parts[-1].step,
+        "the first accumulation step of the first rank": lambda shape: shape.parts[0].step,
+        "the last rank": lambda shape: shape.parts[-1].rank,
+        "the first rank": lambda shape: shape.parts[0].rank,
+        "the last micro-batch of each rank": lambda shape: tuple(
+            row for part in shape.parts if part.rows[-1] == part.rank[-1] for row in part.rows
+        ),
+    }
+    rows = [tuple(x.nonzero().flatten().tolist()) for x in there]
+    kind = next(
+        (k for k, of in kinds.items() if all(of(s) == kept for s, kept in zip(shapes, rows, strict=True))), None
+    )
+    return Advised(
+        f"only the gradient of {kind} is left" if kind else "some responses get no gradient under other splits",
+        "error",
+        "The other responses were sampled and scored for nothing.",
+        "Call `zero_grad()` once, before the first micro-batch, add gradients up, and all-reduce over all ranks.",
+    )
+
+
+def _remarks(part: str, law: Law | None, reward: Law | None, width: int) -> Iterator[Advised]:
     """What is wrong with the law of one part's size."""
     whose = "the gradient" if part == "reward" else "the penalty's gradient"
     if law is None:
@@ -373,24 +459,24 @@ def _remarks(part: str, law: Law | None, reward: Law | None) -> Iterator[Advised
                     _FIX[name],
                 )
             return
+    unit = _unit(law, width)
     extra = [power - mean for power, mean in zip(law.powers, MEANS[law.scope], strict=True)]
     summed = law.scope != "whole step" and not any(law.powers)
     if summed:
         grows = next(_factors(extra))[0]
         yield Advised(
-            f"{whose} is a sum of means: each {law.scope} divides by its own number of {law.unit}, "
-            f"so that it is {grows}",
+            f"{whose} is a sum of means: each {law.scope} divides by its own number of {unit}, so that it is {grows}",
             "error",
             "Its size changes with the number of parts, and a token in a part with few tokens weighs more.",
-            f"Divide by the number of {law.unit} of the whole step, summed over micro-batches and ranks.",
+            f"Divide by the number of {unit} of the whole step, summed over micro-batches and ranks.",
         )
         return
     if law.scope != "whole step":
         yield Advised(
-            f"{whose} is a mean of means: each {law.scope} divides by its own number of {law.unit}",
+            f"{whose} is a mean of means: each {law.scope} divides by its own number of {unit}",
             "warning",
-            f"A token in a {law.scope} with few {law.unit} weighs more, and another split gives another update.",
-            f"Divide by the number of {law.unit} of the whole step, summed over micro-batches and ranks.",
+            f"A token in a {law.scope} with few {unit} weighs more, and another split gives another update.",
+            f"Divide by the number of {unit} of the whole step, summed over micro-batches and ranks.",
         )
     for factor, name in _factors(extra):
         yield Advised(
