@@ -5,7 +5,7 @@ from collections.abc import Iterator, Sequence
 
 from rpg_ref.audit.identify import Finding, Report, identify
 from rpg_ref.audit.population import Loss
-from rpg_ref.audit.size import size_lines, wrong_size
+from rpg_ref.audit.size import size_lines
 from rpg_ref.audit.update import UpdateReport
 from rpg_ref.checks import Table, check_number
 from rpg_ref.objective import TERMS, Objective
@@ -81,8 +81,7 @@ def assert_gradient(
 def _sizes(loss_fn: Loss | Report | UpdateReport, normaliser: str | int | float | None) -> list[str]:
     """Say what is wrong with the gradient's size, and with a whole step's under other splits."""
     if isinstance(loss_fn, UpdateReport):
-        remarks = [str(remark) for remark in loss_fn.remarks if remark.severity != "note"]
-        return remarks + ([] if normaliser is None else list(wrong_size(loss_fn.weights, loss_fn.lengths, normaliser)))
+        return loss_fn.mistakes(normaliser)
     if normaliser is None:
         return []
     if isinstance(loss_fn, Report):

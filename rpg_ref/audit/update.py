@@ -20,7 +20,7 @@ from rpg_ref.audit.identify import Report
 from rpg_ref.audit.model import identify_model
 from rpg_ref.audit.oracle import prefix_tree
 from rpg_ref.audit.prefix_lm import BOS, EOS, FIRST, ModelBatch, PrefixTreeLM, model_batch
-from rpg_ref.audit.size import MEANS, Law, Part, Shape, Weights, law_of, weights, words
+from rpg_ref.audit.size import MEANS, Law, Part, Shape, Weights, law_of, weights, words, wrong_size
 from rpg_ref.checks import check_number
 
 _SAME = 1e-5
@@ -124,6 +124,11 @@ class UpdateReport:
     def ok(self) -> bool:
         """Whether no remark is an error and the step has no fault."""
         return not self.report.faults and all(remark.severity != "error" for remark in self.remarks)
+
+    def mistakes(self, normaliser: str | int | float | None = None) -> list[str]:
+        """Return what is wrong with the size under any split, and in one piece if a normaliser is meant."""
+        remarks = [str(remark) for remark in self.remarks if remark.severity != "note"]
+        return remarks + ([] if normaliser is None else list(wrong_size(self.weights, self.lengths, normaliser)))
 
     def record(self) -> dict[str, Any]:
         """Return plain values, as a JSON file holds them."""
