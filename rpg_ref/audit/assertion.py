@@ -10,6 +10,7 @@ from rpg_ref.audit.curves import Region, region_differences, weight_curves
 from rpg_ref.audit.identify import Finding, Report, has_form, identify
 from rpg_ref.audit.population import Loss, as_loss
 from rpg_ref.audit.probes import Subject, uneven_rows
+from rpg_ref.audit.update import UpdateReport
 from rpg_ref.checks import Table, check_number
 from rpg_ref.objective import GAINS, TERMS, Objective
 
@@ -24,13 +25,13 @@ _OTHER_DIRECTION = {
 
 
 def assert_gradient(
-    loss_fn: Loss | Report,
+    loss_fn: Loss | Report | UpdateReport,
     *,
     level: str = "token",
     tolerance: float = 1e-6,
     regimes: Sequence[str] = ("on_policy", "off_policy"),
     seed: int = 0,
-    normaliser: str | float | None = None,
+    normaliser: str | int | float | None = None,
     form: str | None = None,
     region: Region | None = None,
     **terms: float,
@@ -38,7 +39,8 @@ def assert_gradient(
     """Fail unless a loss has the gradient of an objective, up to the loss's own normaliser.
 
     Args:
-        loss_fn: as for ``identify``; or a Report, such as that of ``identify_model(step)``.
+        loss_fn: as for ``identify``; or a Report, such as that of ``identify_model(step)``; or the UpdateReport of
+            ``identify_update(update)``, whose gradient must then be the same under every split.
         level: of the objective, "token" or "sequence".
         tolerance: largest difference of a coefficient, relative to the largest one asked for beside the reward; and
             of a bound, relative to it.
@@ -75,6 +77,9 @@ def assert_gradient(
         raise ValueError(f"regimes is {regimes!r}; pass a list of 'on_policy' and 'off_policy'")
     for name in regimes:
         _REGIMES.check(name)
+    others: list[str] = []
+    if isinstance(loss_fn, UpdateReport):
+        others, loss_fn, normaliser = loss_fn.mistakes(normaliser), loss_fn.report, None
     if isinstance(loss_fn, Report) and loss_fn.on_policy.level != level:
         raise ValueError(f"the report is of {loss_fn.on_policy.level} level, the objective of {level}; pass level=")
     if isinstance(loss_fn, Report) and region is not None:
@@ -87,7 +92,7 @@ def assert_gradient(
     found = {name: getattr(report, name) for name in regimes}
     asked = bool(any(terms.values()))
     differences = {name: list(_differences(finding, wanted, tolerance)) for name, finding in found.items() if asked}
-    others = [] if normaliser is None else list(_of_size(report, normaliser, tolerance))
+    others += [] if normaliser is None else list(_of_size(report, normaliser, tolerance))
     if form is not None and not has_form(report, form):
         others.append(f"no part has the gradient of {form}")
     if not any(differences.values()) and not report.faults and not others:
