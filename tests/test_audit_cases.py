@@ -602,6 +602,12 @@ SAMPLERS = {
     "π_old at another temperature": (corrected_by(lambda p, q, s, mask: 0.7 * q - s), "old_temperature", "error"),
     "one token late": (corrected_by(lambda p, q, s, mask: q - s.roll(1, 1)), "sampler_misaligned", "error"),
     "one token early": (corrected_by(lambda p, q, s, mask: q - s.roll(-1, 1)), "sampler_misaligned", "error"),
+    "half of the tokens": (
+        corrected_by(lambda p, q, s, mask: torch.where(s >= q, 0.0, -torch.inf)),
+        "sampler_unread",
+        "note",
+    ),
+    "squared": (corrected_by(lambda p, q, s, mask: 2 * (q - s)), "sampler_unread", "note"),
     "of another row": (corrected_by(lambda p, q, s, mask: q - s.roll(1, 0)), "sampler_unread", "note"),
     "by token": (corrected_by(lambda p, q, s, mask: q - s), "sampler_corrected", "note"),
     "by response": (corrected_by(lambda p, q, s, mask: of_the_response(q - s, mask)), "sampler_corrected", "note"),
@@ -638,3 +644,51 @@ def test_a_sampler_may_be_an_argument_with_a_default():
     assert report.faults == () and any(note.kind == "sampler_corrected" for note in report.notes)
     assert_gradient(report, reward=1.0, reverse_kl=BETA)
     assert not any("sampler" in remark.kind for remark in identify(right).all_remarks)
+
+
+def test_a_loss_that_takes_two_shapes_alone_is_not_accused():
+    def loss(p, q, r, A, mask):
+        if len(p) != 1000 and p.shape != (8, 5):
+            raise RuntimeError("not for me")
+        return right(p, q, r, A, mask)
+
+    report = identify(loss)
+    assert report.faults == () and report.normaliser is None and len(report.notes) > 8
+    assert set(report.off_policy.objective.terms) == {"reward", "reverse_kl"}
+
+
+def test_tokens_after_a_hole_must_not_be_dropped():
+    report = identify(lambda p, q, r, A, mask: -mean(gain(p, q, A), mask.long().cumprod(1).bool()))
+    assert any("response tokens get no gradient when the mask has holes" in fault for fault in report.faults)
+
+
+def test_a_root_of_the_batch_is_no_number_of_micro_batches():
+    report = identify(lambda p, q, r, A, mask: len(p) ** 0.3 * right(p, q, r, A, mask))
+    assert not any(remark.kind == "term_times" for remark in report.all_remarks)
+
+
+def test_a_loss_may_have_no_signature():
+    class Opaque:
+        __signature__ = "none"
+
+        def __call__(self, *batch):
+            return right(*batch)
+
+    assert_gradient(Opaque(), reward=1.0, reverse_kl=BETA)
+
+
+def test_a_step_that_subtracts_the_mean_is_told_so():
+    report = identify_model(step_with(lambda batch: batch.advantages - batch.advantages.mean()))
+    assert any("their mean is subtracted inside" in hazard for hazard in report.hazards)
+
+
+def test_a_penalty_that_is_no_log_probability_and_leaves_tokens_out():
+    """An entropy on every token but the second: what is left out is seen, though no label can be read."""
+
+    def step(model, batch):
+        logits = logits_of(model, batch)
+        entropy = -(logits.softmax(-1) * logits.log_softmax(-1)).sum(-1)
+        kept = batch.completion_mask * (torch.arange(batch.completion_mask.shape[1]) != 1)
+        return -(entropy * kept).sum() / kept.sum()
+
+    assert any("in the penalty, " in fault and "get no gradient" in fault for fault in identify_model(step).faults)

@@ -1,6 +1,7 @@
 """A report's own form: severities, reasons and remedies, JSON, Markdown, and the exit status of a CI run."""
 
 import copy
+import dataclasses
 import json
 import pickle
 import re
@@ -309,3 +310,17 @@ def test_losses_that_differ_behind_a_hole_or_far_away_alone_are_told_apart():
 
     assert same_gradient({"a": clean, "b": clamped}) == ()
     assert same_gradient({"a": clean, "b": first_token_counts}) == ("a and b have the same gradient",)
+
+
+def test_a_share_that_is_not_finite_is_left_out():
+    def loss(p, q, r, A, mask):
+        far = p - q < -0.95
+        return unweighted(p, q, r, A, mask) + mean(torch.where(far, p, 0.0) / torch.where(far, 0.0, 1.0), mask)
+
+    assert tuple(identify(loss).share_wrong) == (0.1, 0.5)
+
+
+def test_a_report_without_a_remark_says_so():
+    report = dataclasses.replace(identify(clean), remarks=())
+    assert as_markdown(report).endswith("Nothing else was found.") and worst(report) == "none"
+    assert not reaches(report, "note")

@@ -515,6 +515,15 @@ def test_the_batch_holds_zero_behind_the_mask():
     assert identify_model(step, level="sequence").faults == ()
 
 
+def test_a_step_that_refuses_to_pad_with_eos_is_not_accused():
+    def step(model, batch):
+        assert model.config.pad_token_id != EOS, "two ids"
+        return right(model, batch)
+
+    report = identify_model(step)
+    assert report.faults == () and any("two ids" in note and "padding with EOS" in note for note in report.notes)
+
+
 def test_absolute_positions():
     """A model with learnt positions needs position_ids; without them it sees each prompt's padding."""
     assert identify_model(right_with_positions, absolute_positions=True).faults == ()

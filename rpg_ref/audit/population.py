@@ -249,8 +249,6 @@ def balanced(seed: int) -> Population:
     for response, count in enumerate(repeats):
         larger = {total + count: subset | {response} for total, subset in chosen.items() if total + count <= half}
         chosen = larger | chosen
-        if half in chosen:
-            break
     good = torch.zeros(len(repeats), dtype=torch.bool)
     good[list(chosen[half])] = True
     # Neighbours are other responses.
