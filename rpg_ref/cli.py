@@ -10,12 +10,12 @@ from dataclasses import asdict
 from pathlib import Path
 from typing import Any, NoReturn
 
+from rpg_ref.audit.advised import SEVERITIES
 from rpg_ref.audit.curves import WeightCurves, draw_curves, weight_curves
 from rpg_ref.audit.denominator import BIAS
 from rpg_ref.audit.identify import identify
 from rpg_ref.audit.model import identify_model
 from rpg_ref.audit.present import as_markdown, as_text, reaches
-from rpg_ref.audit.remarks import SEVERITIES
 from rpg_ref.audit.run import Row as Audited
 from rpg_ref.audit.run import Unavailable, audit, cases_of, function_at, is_step
 from rpg_ref.audit.statements import CHECKED_AGAINST

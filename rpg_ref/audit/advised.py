@@ -1,4 +1,4 @@
-"""A sentence that the audit says of a batch, an update or a sampler, with its severity, its reason and its remedy."""
+"""A sentence that the audit says, with its severity, its reason and its remedy."""
 
 SEVERITIES = ("error", "warning", "note")
 """An error is wrong for every batch, a warning for some or unless it is meant; a note only tells."""

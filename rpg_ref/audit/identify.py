@@ -10,11 +10,12 @@ import torch
 from jaxtyping import Float
 from torch import Tensor
 
+from rpg_ref.audit.advised import SEVERITIES
 from rpg_ref.audit.forms import PENALTIES, REWARDS
 from rpg_ref.audit.oracle import Policies, gradient, token_logp
 from rpg_ref.audit.population import Loss, Population, as_loss, balanced, population, scalar_of
 from rpg_ref.audit.probes import Normaliser, probe
-from rpg_ref.audit.remarks import QUIET, SEVERITIES, Remark
+from rpg_ref.audit.remarks import QUIET, Remark
 from rpg_ref.checks import Table
 from rpg_ref.objective import TERMS, Objective
 from rpg_ref.recipe import Recipe

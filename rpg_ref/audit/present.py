@@ -3,8 +3,8 @@
 import math
 from typing import Any
 
+from rpg_ref.audit.advised import SEVERITIES
 from rpg_ref.audit.identify import Finding, Report
-from rpg_ref.audit.remarks import SEVERITIES
 
 Record = dict[str, Any]
 """Plain values, as a JSON file holds them."""

@@ -6,9 +6,9 @@ the loss does, or what the audit did not check.
 
 from typing import NamedTuple
 
+from rpg_ref.audit.advised import Advised
 from rpg_ref.checks import Table
 
-SEVERITIES = ("error", "warning", "note")
 QUIET = ("unchecked", "sampler_corrected")
 """Notes that a short report leaves out."""
 
@@ -355,8 +355,8 @@ _ROWS = {
 REMARKS: Table[Advice] = Table("remark", _ROWS)
 
 
-class Remark(str):
-    """One thing that was found, in a sentence.
+class Remark(Advised):
+    """One thing that was found, in a sentence: a row of REMARKS.
 
     Attributes:
         kind: a name in REMARKS.
@@ -369,19 +369,16 @@ class Remark(str):
     """
 
     kind: str
-    severity: str
-    why: str
-    fix: str
     values: dict[str, object]
 
     def __new__(cls, kind: str, /, **values: object) -> "Remark":
         """Fill in the blanks of a row of REMARKS."""
         advice = REMARKS[kind]
         values = {"part": ""} | values
-        self = super().__new__(cls, advice.sentence.format(**values))
-        self.kind, self.severity = kind, advice.severity
-        self.why, self.fix = advice.why.format(**values), advice.fix.format(**values)
-        self.values = values
+        texts = (advice.why.format(**values), advice.fix.format(**values))
+        sentence = advice.sentence.format(**values)
+        self: Remark = super().__new__(cls, sentence, advice.severity, *texts)  # type: ignore[assignment]
+        self.kind, self.values = kind, values
         return self
 
     def __getnewargs_ex__(self) -> tuple[tuple[str], dict[str, object]]:
