@@ -314,7 +314,7 @@ HAND = [
     ("gates.py", "rate * (1 - w)", "rate * (w - 1)"),
     ("gates.py", "stays[order] = means < self.budget", "stays[order] = squares[order] < self.budget"),
     ("gates.py", "alive.sum(-1, keepdim=True).clamp(min=1)", "alive.shape[-1]"),
-    ("audit/curves.py", "[1.0, -1.0, 2.0, -2.0]", "[1.0, -1.0, 1.5, -2.0]"),
+    ("audit/curves.py", "[1.0, -1.0, 2.0, -2.0]", "[1.0, -1.0, 1.0, -1.0]"),
     ("audit/curves.py", "_ratios(rest_edges, _LENGTH if level == \"geometric\" else 1)", "_ratios(rest_edges, 1)"),
     ("audit/curves.py", "else _CANCELS**2", "else _CANCELS"),
     ("audit/curves.py", 'if by == "weight" and _in_the_reward(', 'if by == "weight" and not _in_the_reward('),

@@ -361,6 +361,16 @@ def with_k3(loss_fn, beta=0.05):
     return loss
 
 
+def with_a_large_penalty(loss_fn):
+    """0.3 times the reverse KL: far below ratio 1 the reward's part is 1e-7 of it."""
+
+    def loss(logp, old, ref, A, mask):
+        d = logp - ref
+        return loss_fn(logp, old, ref, A, mask) + 0.3 * mean((ref - old).exp() * d.exp() * d, mask)
+
+    return loss
+
+
 def single_precision(loss):
     return lambda *batch: loss(*(x.float() if x.is_floating_point() else x for x in batch)).double()
 
@@ -448,6 +458,11 @@ RULES = {
         [("PPO clip", "response", {"low": 0.8, "high": 1.28})],
     ),
     "response, capped": (sequence_cap(2.0), "response", [("cap", "response", {"high": 2.0})]),
+    "response, capped, beside a large penalty": (
+        with_a_large_penalty(sequence_cap(22.5)),
+        "response",
+        [("cap", "response", {"high": 22.5})],
+    ),
     "geometric, capped": (sequence_cap(1.5, log_mean), "geometric", [("cap", "geometric", {"high": 1.5})]),
     "response, masked": (
         response_mask(0.5, 2.0, log_sum),
