@@ -282,7 +282,7 @@ GATED = [
     _bounded("icepop", bound=WeightBound("mask", 0.5, 5.0)),
     # arXiv 2511.20347 (SAPO).
     _response("sapo", gated_loss, gate=SigmoidGate(), off_policy_reward=False),
-    # arXiv 2602.04879 (DPPO); the bounds and the cap are of its examples in verl.
+    # arXiv 2602.04879 (DPPO); the bounds are of its example in verl, the cap is verl's default.
     _bare("dppo-tv", gated_loss, gate=TrustRegion("tv", 0.15, 0.15)),
     _bare("dppo-kl", gated_loss, gate=TrustRegion("kl", 0.05, 0.05)),
     # arXiv 2602.10693 (VESPO).
