@@ -290,8 +290,7 @@ def agrees(statement: Statement) -> bool:
 def is_proved(statement: Statement) -> bool:
     """Return whether the statement is proved. Source: `Statement`, one rule a relation."""
     if statement.relation == EQUAL:
-        machine = _machine(statement)
-        return machine.vanishes(statement.left - statement.right)
+        return _machine(statement).are_equal(statement.left, statement.right)
     if statement.relation == DIFFERENT:
         return witnesses_against(statement, range(WITNESSES))
     if statement.relation in (LESS, POSITIVE):

@@ -104,16 +104,20 @@ class Poly:
             return result
         if not self.terms:
             raise ZeroDivisionError("0 has no power below 1")
-        content, size, rest = _split(self)
+        content, size, rest = _split(self) if exponent.denominator == 1 else _split_by_sign(self)
+        if any(_unknown[unknown][0] == "indicator" and e * exponent < 0 for unknown, e in content):
+            raise NoValueError("an indicator, which is 0 for some outcomes, stands in a denominator.")
         powers, scale = _times((), tuple((unknown, e * exponent) for unknown, e in content))  # 1/√2 becomes √2/2
         result = Poly({powers: scale}) * _rational_power(size, exponent)
         return result if rest is None else result * Poly({((intern(("sum", rest)), exponent),): Fraction(1)})
 
     def log(self) -> "Poly":
         """Return the logarithm: of a product the sum of those of its factors. Source: definition."""
-        content, size, rest = _split(self)
+        content, size, rest = _split_by_sign(self)
         if size <= 0:
             raise NoValueError(f"the logarithm of {size} times something positive was asked for.")
+        if any(_unknown[unknown][0] == "indicator" for unknown, _ in content):
+            raise NoValueError("the logarithm of an indicator, which is 0 for some outcomes, was asked for.")
         result = Poly()
         for unknown, exponent in content:
             result = result + _log_of(unknown) * Poly(exponent)
@@ -180,6 +184,32 @@ def _split(poly: Poly) -> tuple[Powers, Fraction, tuple | None]:
     return content, size, (rest * Poly(Fraction(1) / size)).key()
 
 
+def _is_not_negative(unknown: int) -> bool:
+    kind, *rest = _unknown[unknown]
+    if kind == "real" and isinstance(rest[0], tuple) and rest[0][0] == "moment":  # such as the chance of a set
+        return all(_is_not_negative(x) for x, _ in rest[0][1])
+    return kind in ("positive", "prime", "exp", "indicator") or (kind == "sum" and Poly(dict(rest[0])).sign() == 1)
+
+
+def _split_by_sign(poly: Poly) -> tuple[Powers, Fraction, tuple | None]:
+    """Return what `_split` does, where only factors whose sign is known are split off.
+
+    √(x²) is |x|, and √(xy) is not √x·√y where both are negative. So the factors that may be negative stay together in
+    one sum. A factor that stands alone with an odd exponent must be positive for the root to exist, and so must one
+    whose own root is in the product.
+    """
+    content, size, rest = _split(poly)
+    whole = [(unknown, Fraction(e)) for unknown, e in content if Fraction(e).denominator == 1]
+    open_ = [(x, e) for x, e in whole if not _is_not_negative(x)]
+    is_open = rest is not None and Poly(dict(rest)).sign() != 1
+    alone = len(open_) == 1 and not is_open and open_[0][1].numerator % 2 == 1 and size > 0
+    if not open_ or alone:
+        return content, size, rest
+    together = Poly({tuple(sorted(open_)): Fraction(1 if size > 0 else -1)}) * Poly(1 if rest is None else dict(rest))
+    chosen = {unknown for unknown, _ in open_}
+    return tuple((x, e) for x, e in content if x not in chosen), abs(size), together.key()
+
+
 def _unknowns(poly: Poly) -> set[int]:
     return {unknown for powers in poly.terms for unknown, _ in powers}
 
@@ -213,6 +243,7 @@ def cleared(poly: Poly, relations: Mapping[int, Poly] | None = None) -> Poly:
     Source: a fraction is zero where its numerator is.
     """
     relations = relations or {}
+    checked: set[int] = set()
     for _ in count():
         if not poly.terms:
             return poly
@@ -220,9 +251,15 @@ def cleared(poly: Poly, relations: Mapping[int, Poly] | None = None) -> Poly:
         ready = sorted(unknown for unknown in sums if any(floor(dict(x).get(unknown, 0)) for x in poly.terms))
         if ready:
             # The newest first: it may be made of the others.
-            poly = _without(poly, ready[-1], Poly(dict(_unknown[ready[-1]][1])))
+            newest, value = ready[-1], Poly(dict(_unknown[ready[-1]][1]))
+            divides = relations and newest not in checked and any(dict(x).get(newest, 0) < 0 for x in poly.terms)
+            if divides and is_zero(value, relations):
+                raise NoValueError("a denominator is 0.")
+            checked.add(newest)
+            poly = _without(poly, newest, value)
             continue
-        held = sorted(unknown for unknown in _unknowns(poly) if unknown in relations)
+        whole = {unknown for powers in poly.terms for unknown, e in powers if floor(e)}
+        held = sorted(unknown for unknown in whole if unknown in relations)
         if not held:
             return poly
         poly = _without(poly, held[-1], relations[held[-1]])

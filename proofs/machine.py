@@ -309,7 +309,13 @@ class Machine:
         return Poly({((intern(("positive" if is_positive(powers) else "real", ("moment", powers))), Fraction(1)),): 1})
 
     def _E(self, e: sp.Expr, order: int, env: Env) -> Jet:  # noqa: N802
-        return self.total(lambda inner: self.evaluate(e.args[0] * e.args[1], order, inner), order, env)
+        measure, value = e.args
+
+        def weighted(inner: Env) -> Jet:
+            # Not measure * value: sympy would cancel K/K, which has no value where K is 0.
+            return times(self.evaluate(measure, order, inner), self.evaluate(value, order, inner))
+
+        return self.total(weighted, order, env)
 
     def _Versus(self, e: sp.Expr, order: int, env: Env) -> Jet:  # noqa: N802
         measure, value = e.args
@@ -583,6 +589,6 @@ class Machine:
             return {"y": self.world.leaves[2]}
         return {} if isinstance(self.world, Numbers) else {"x": -1 if self._is_generic else 0}
 
-    def vanishes(self, e: sp.Expr) -> bool:
-        """Return whether it is zero, exactly. Source: `proofs.exact.is_zero`."""
-        return is_zero(self.value(e), self.relations)
+    def are_equal(self, left: sp.Expr, right: sp.Expr) -> bool:
+        """Return whether both sides have values, and the same, exactly. Source: `proofs.exact.is_zero`."""
+        return is_zero(self.value(left) - self.value(right), self.relations)

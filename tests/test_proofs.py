@@ -48,7 +48,7 @@ from proofs.certificate import (
     quantifiers,
     related,
 )
-from proofs.exact import Poly, intern, is_zero
+from proofs.exact import NoValueError, Poly, intern, is_zero
 from proofs.group_advantages import GROUP_MEAN_ADVANTAGE, group_gradient
 from proofs.language import (
     FROM,
@@ -76,6 +76,7 @@ from proofs.stale_sampler import VERSIONS
 from proofs.symbols import (
     A,
     G,
+    J,
     K,
     R,
     T,
@@ -169,6 +170,7 @@ def test_every_claim_is_registered_under_its_own_name():
 
 # The checker itself
 
+L = sp.Symbol("L")
 TRUE, FALSE = equal(sp.log(p / q), sp.log(p) - sp.log(q)), equal(p * q, p / q)
 OPEN = equal(Total(sp.log(p + q)), Total(sp.log(p + q) * (p + r) / (p + r)))
 
@@ -299,6 +301,42 @@ def test_a_number_moves_alone():
         with pytest.raises(ValueError, match="take one of them"):
             is_proved(equal(mixed, 0))
     assert latex(By(KL(p, r), beta)) == r"\frac{\partial}{\partial \beta}KL(p\|r)"
+
+
+def test_a_root_of_a_square_is_not_its_base():
+    """√(x²) is |x|; √x·√y is √(xy) only where x and y are known not to be negative."""
+    first, second, third = E(p, R), E(p, A), E(p, R * A)
+    for left, right, names in (
+        (sp.sqrt(first**2), first, {}),
+        (sp.exp(sp.log(first**2) / 2), first, {}),
+        (sp.log(first**2), 2 * sp.log(first), {}),
+        (sp.sqrt(1 / J**2), 1 / (p - q), {"J": p - q}),
+        (sp.sqrt(first**2 * E(p, T) + first**2), first * sp.sqrt(E(p, T) + 1), {}),
+        (sp.sqrt(first * second) * sp.sqrt(second * third) * sp.sqrt(first * third), first * second * third, {}),
+    ):
+        assert not is_proved(equal(left, right, **names))
+    for left, right in (
+        (sp.sqrt(first**2) ** 2, first**2),
+        (sp.sqrt(E(p, T) ** 2), E(p, T)),
+        (sp.sqrt(E(p, K) ** 2 * (1 - E(p, K))), E(p, K) * sp.sqrt(1 - E(p, K))),
+        (sp.sqrt(first * E(p, T)), sp.sqrt(first) * sp.sqrt(E(p, T))),
+    ):
+        assert is_proved(equal(left, right)) and not is_refuted(equal(left, right))
+
+
+def test_what_divides_by_zero_is_not_proved():
+    """0/0 is not 5, 1/K has no value for the outcomes outside of K, and both sides must have a value."""
+    nothing, three = E(p, sp.Integer(1)) - 1, Listed(old_is_normalised=True)
+    for statement in (
+        equal(J / L, 5, three, J=nothing, L=nothing),
+        equal(E(p, J / K), 1, J=K),
+        equal(E(K, R / K), Total(R)),
+        equal(E(p, sp.log(K)), E(p, sp.log(K))),
+    ):
+        with pytest.raises(NoValueError):
+            is_proved(statement)
+        assert not is_refuted(statement)
+    assert not is_proved(equal(Total(sp.sqrt(p)), 1, three)) and is_refuted(equal(Total(sp.sqrt(p)), 1, three))
 
 
 # Exact numbers
