@@ -26,6 +26,7 @@ Env = Mapping[object, object]
 INDICATED = (1, 0, 1)  # which of three outcomes an indicator holds for
 RIGHT = (1, 0, 0)  # a reward of 0 or 1: the first outcome is right
 LENGTHS = (1, 3, 4)
+SAMPLES = 4  # of a group of any size: as many sums over it may stand in one another
 _SIGNS = {sym.falling: (1, -1, 1)}  # of its value, its slope and its curvature
 
 
@@ -292,6 +293,8 @@ class Machine:
         total = Poly()
         for powers, coefficient in value.terms.items():
             inside = tuple((unknown, e) for unknown, e in powers if x in outcomes_of(unknown))
+            if any(outcomes_of(unknown) != {x} for unknown, _ in inside):
+                raise ValueError("a function of several samples at once is not decided at any group size.")
             outside = tuple((unknown, e) for unknown, e in powers if x not in outcomes_of(unknown))
             result.setdefault(inside, {})[outside] = result.get(inside, {}).get(outside, 0) + coefficient
         for inside, outside in result.items():
@@ -389,7 +392,11 @@ class Machine:
 
     def _Over(self, e: sp.Expr, order: int, env: Env) -> Jet:  # noqa: N802
         value, index, relation, other = e.args
-        length = len(env["y"]) if "y" in env else env.get("others", self.group)
+        if "y" not in env and "group" not in env:
+            raise ValueError(f"the index {index} runs over no response and no group.")
+        if relation != lang.ALL and other not in env:
+            raise ValueError(f"no sum runs over the index {other}.")
+        length = len(env["y"]) if "y" in env else env["group"]
         if isinstance(length, int):
             last = env.get(other, 0)
             allowed = {
@@ -403,7 +410,9 @@ class Machine:
             values = [self.evaluate(value, order, {**env, index: n}) for n in range(1, length + 1) if allowed(n)]
             return added(values) if values else self.constant(0, order)
         # Any number of samples: those that are named already, and as many others as there are, which are alike.
-        slots = env.get("samples", ())
+        slots = env["samples"]
+        if relation not in (lang.ALL, lang.NOT) or len(slots) == SAMPLES:
+            raise ValueError(f"at any group size samples have no order, and {SAMPLES} sums may stand in one another.")
         named = [n for n in slots if relation == lang.ALL or n != env[other]]
         fresh = len(slots) + 1
         rest = self._free(sym.G, order)
@@ -415,19 +424,24 @@ class Machine:
     def _OfGroup(self, e: sp.Expr, order: int, env: Env) -> Jet:  # noqa: N802
         measure, value = e.args
         size = self.group
+        if "group" in env or isinstance(self.world, Tree | Numbers):
+            raise ValueError("a group is drawn in a world of one decision, and not within another group.")
         if isinstance(size, int):
             total = []
             for drawn in product(range(self.size), repeat=size):
                 chance = self.constant(1, order)
                 for x in drawn:
                     chance = times(chance, self.evaluate(measure, order, {"x": x}))
-                inner = {("sample", n): x for n, x in enumerate(drawn, start=1)}
+                inner = {**env, "group": size, **{("sample", n): x for n, x in enumerate(drawn, start=1)}}
                 total.append(times(chance, self.evaluate(value, order, inner)))
             return added(total)
         if self._sums(value) > 1:
             raise ValueError("at any group size a sum over the group may stand in another, but not beside it.")
-        values = self.evaluate(value, order, {**env, "samples": ()})
-        for n in range(1, 5):
+        mass = [self.moment(x, 0).terms for x in self.evaluate(measure, order, {"x": 0})]
+        if size is None or mass != [x.terms for x in self.constant(1, order)]:
+            raise ValueError("a group of any size is drawn from a policy that adds up to one.")
+        values = self.evaluate(value, order, {**env, "group": size, "samples": ()})
+        for n in range(1, SAMPLES + 1):
             values = times(values, self.evaluate(measure, order, {"x": ("sample", n)}))
             values = [self.moment(x, ("sample", n)) for x in values]
         return values
@@ -447,19 +461,25 @@ class Machine:
 
     def _OfOthers(self, e: sp.Expr, order: int, env: Env) -> Jet:  # noqa: N802
         measure, value = e.args
+        if "group" in env or not isinstance(self.group, int) or isinstance(self.world, Tree | Numbers):
+            raise ValueError("other samples are drawn in a world of one decision and of a group of a given size.")
         total, others = [], self.group - 1
         for drawn in product(range(self.size), repeat=others):
             chance = self.constant(1, order)
             for x in drawn:
                 chance = times(chance, self.evaluate(measure, order, {"x": x}))
-            inner = {**env, "others": others, **{("sample", n): x for n, x in enumerate(drawn, start=1)}}
+            inner = {**env, "group": others, **{("sample", n): x for n, x in enumerate(drawn, start=1)}}
             total.append(times(chance, self.evaluate(value, order, inner)))
         return added(total)
 
     def _At(self, e: sp.Expr, order: int, env: Env) -> Jet:  # noqa: N802
         value, index, scope = e.args
+        if index not in env:
+            raise ValueError(f"no sum runs over the index {index}.")
         n = env[index]
         if "y" not in env:
+            if scope != lang.WITHIN:
+                raise ValueError(f"the samples of a group have no order, which {scope} asks for.")
             x = env.get(("sample", n), ("sample", n))
             return self.evaluate(value, order, {**env, "x": x})
         if value in sym.RATIOS:

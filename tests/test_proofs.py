@@ -51,9 +51,11 @@ from proofs.certificate import (
 from proofs.exact import NoValueError, Poly, intern, is_zero
 from proofs.group_advantages import GROUP_MEAN_ADVANTAGE, group_gradient
 from proofs.language import (
+    BEFORE,
     FROM,
     KL,
     LAST,
+    NOT,
     PAST,
     SG,
     By,
@@ -61,6 +63,7 @@ from proofs.language import (
     Grad,
     Larger,
     OfGroup,
+    OfOthers,
     Total,
     Versus,
     at,
@@ -225,6 +228,68 @@ def test_at_any_group_size_sums_beside_each_other_are_not_taken_for_one(value):
         is_proved(equal(OfGroup(q, value), G**2 * E(q, R**2), GROUPS))
     nested = over(i, at(R, i) * over(j, at(R, j)))
     assert is_proved(equal(OfGroup(q, nested), G * E(q, R**2) + G * (G - 1) * E(q, R) ** 2, GROUPS))
+
+
+def _of_pairs(value, relation=NOT):
+    return OfGroup(q, over(i, over(j, value, relation, i)))
+
+
+def _of_samples(value):
+    return OfGroup(q, over(i, value))
+
+
+OF_THREE = Listed(old_is_normalised=True, group=3)
+
+
+@pytest.mark.parametrize(
+    ("left", "right", "world"),
+    [
+        (_of_pairs(at(R, i) * at(R, j), BEFORE), G * (G - 1) * E(q, R) ** 2, GROUPS),
+        (
+            _of_pairs(at(R, i) * at(R, j) / (at(T, i) + at(T, j))),
+            E(q, R) * _of_pairs(at(R, i) / (at(T, i) + at(T, j))),
+            GROUPS,
+        ),
+        (_of_samples(at(R, i) * OfGroup(q, at(R, i))), G * E(q, R) ** 2, GROUPS),
+        (over(i, at(R, i)) * over(j, at(A, j)), G * over(i, at(R, i) * at(A, i)), GROUPS),
+        (_of_samples(at(R, i, PAST)), _of_samples(at(R, i)), GROUPS),
+        (OfGroup(q, sp.Integer(1)), Z**4, Space(group=G)),
+        (OfGroup(p, sp.Integer(1)), E(p, sp.Integer(1)) ** 4, Space(any_mass=(p,), group=G)),
+        (
+            OfOthers(q, over(i, at(R, i) * OfOthers(q, at(R, i)))),
+            OfOthers(q, over(i, at(R, i))) * E(q, R),
+            OF_THREE,
+        ),
+        (_of_samples(at(R, i, LAST)), _of_samples(at(R, i)), OF_THREE),
+        (OfGroup(q, over(i, at(R, i), BEFORE, j)), sp.Integer(0), OF_THREE),
+        (E(p, OfGroup(q, over(i, at(R, i)))), OfGroup(q, over(i, R)), Tree(old_is_normalised=True, group=3)),
+        (OfGroup(q, over(i, at(R, i))), G * R, Numbers(group=3)),
+    ],
+)
+def test_what_a_group_does_not_say_is_refused(left, right, world):
+    """An order of samples, a group in a group, a sum outside of one, a function of two samples, a mass of any size."""
+    with pytest.raises(ValueError, match="group|index"):
+        is_proved(equal(left, right, world))
+
+
+def test_five_sums_over_a_group_of_any_size_are_too_many():
+    indices = [*map(sp.Symbol, "abcde")]
+    value = at(R, indices[-1])
+    for n in reversed(range(5)):
+        value = over(indices[n], value)
+    with pytest.raises(ValueError, match="4 sums"):
+        is_proved(equal(OfGroup(q, value), G**5 * E(q, R), GROUPS))
+    assert is_proved(equal(OfGroup(q, value.args[0].subs(indices[0], indices[1])), G**4 * E(q, R), GROUPS))
+
+
+def test_a_group_keeps_the_outcome_at_which_it_is_drawn():
+    for world in (GROUPS, OF_THREE):
+        drawn = E(q, R * OfGroup(q, over(i, at(R, i))))
+        assert is_proved(equal(drawn, G * E(q, R) ** 2, world)) and not is_refuted(
+            equal(drawn, G * E(q, R) ** 2, world)
+        )
+        assert is_proved(equal(E(q, OfGroup(q, R)), E(q, R), world))
+        assert not is_refuted(equal(E(q, OfGroup(q, R)), E(q, R), world))
 
 
 def test_a_history_of_two_tokens_tells_the_last_ones_weight_from_the_products():
