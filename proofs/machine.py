@@ -13,6 +13,7 @@ from functools import cached_property
 from itertools import product
 
 import sympy as sp
+from mpmath import iv
 
 from proofs import language as lang
 from proofs import symbols as sym
@@ -26,8 +27,9 @@ Env = Mapping[object, object]
 INDICATED = (1, 0, 1)  # which of three outcomes an indicator holds for
 RIGHT = (1, 0, 0)  # a reward of 0 or 1: the first outcome is right
 LENGTHS = (1, 3, 4)
+POINTWISE = (lang.Larger, lang.Smaller, lang.Ratio, lang.SG)
 SAMPLES = 4  # of a group of any size: as many sums over it may stand in one another
-_SIGNS = {sym.falling: (1, -1, 1)}  # of its value, its slope and its curvature
+_SIGNS = (1, -1, 1)  # of a falling, convex function's value, slope and curvature
 
 
 class Machine:
@@ -45,6 +47,7 @@ class Machine:
         self.relations: dict[int, Poly] = {}
         self.memo: dict[object, Jet] = {}
         self.moving: sp.Symbol | None = None  # the one number that moves, within By
+        self.direction: sp.Expr | None = None  # in which logits move, where an expression names one
         self.generator = [Fraction(self.random.randint(1, 9), self.random.randint(2, 9)) for _ in range(4)]
 
     # Numbers
@@ -133,9 +136,9 @@ class Machine:
 
     def _asin(self, e: sp.Expr, order: int, env: Env) -> Jet:
         inner = self.evaluate(e.args[0], order, env)
-        if order > 1 or not (self.exact or order):
+        if order > 1:
             raise ValueError("only the derivative of an arcsine is known.")
-        value = inner[0].apply("asin") if self.exact else self.number(0)
+        value = inner[0].apply("asin") if self.exact else Real(iv.mpf([-2, 2]))
         slope = (self.number(1) - inner[0] * inner[0]).power(Fraction(-1, 2)) if order else None
         return composed(inner, [value, slope][: order + 1])
 
@@ -189,8 +192,13 @@ class Machine:
 
     def _free(self, e: sp.Symbol, order: int) -> Jet:
         """Return a number that no outcome changes; in Numbers those of `region` may move."""
+        if e == sym.falling:  # which moves with the reward alone
+            values = [self.unknown((e.name, n), positive=True) for n in range(3)]
+            slopes = [values[n] * self.number(sign) for n, sign in enumerate(_SIGNS)]
+            return (slopes if self.moving == sym.R else [values[0]] + [self.number(0)] * order)[: order + 1]
         if order and self.moving is not None:
-            return [*self._free(e, 0), self.number(int(e == self.moving))] + [self.number(0)] * (order - 1)
+            slope = {sym.R: -1, sym.lagrange: 1}.get(self.moving, 0) if e == sym.to_lagrange else e == self.moving
+            return [*self._free(e, 0), self.number(int(slope))] + [self.number(0)] * (order - 1)
         if e == sym.MOVING:
             value = self.number(self.world.at[e]) if e in self.world.at else self.unknown("moving", positive=True)
             return ([value, self.number(1)] + [self.number(0)] * order)[: order + 1]
@@ -199,12 +207,8 @@ class Machine:
         for known, _, value in self.world.region:
             if e == known:
                 return self.evaluate(value, order, {})
-        if e in _SIGNS:
-            values = [self.unknown((e.name, n), positive=True) for n in range(3)]
-            return [values[n] * self.number(sign) for n, sign in enumerate(_SIGNS[e])][: order + 1]
-        if e == sym.to_lagrange:
-            return [self.unknown(e.name, positive=True), self.number(-1), self.number(0)][: order + 1]
-        if e in (sym.p, sym.v, sym.w, sym.g):
+        if e in (sym.p, sym.v, sym.w, sym.g, sym.S, sym.z, sym.loss):
+            self._check_direction(e, order)
             return [self.unknown((e.name, k), positive=k == 0 and bool(e.is_positive)) for k in range(order + 1)]
         return [self.unknown(e.name, positive=bool(e.is_positive))] + [self.number(0)] * order
 
@@ -216,14 +220,15 @@ class Machine:
         if e == sym.q and e not in self.world.at:
             mass = self.constant(1, order) if self.world.old_is_normalised else self._free(sym.Z, order)
             return times(mass, self._of_outcome(sym.q_tilde, order, x))
-        if e == sym.z:
-            direction = self.table.get("direction", sym.a)
+        if orders and self.direction is not None:
+            if e != sym.z:
+                self._check_direction(e, order)
             value = self._atom(e, x, 0, positive=False)
-            if not live:
-                return [value, *tail]
-            if not order:
-                return [value]
-            slope = value if self.world.ray else self.evaluate(direction, 0, {"x": x})[0]
+            slope = self._atom(e, x, -1, positive=False)  # along h, which the logits need not be linear in
+            if self.direction != lang.Along:
+                slope = self.evaluate(self.direction, 0, {"x": x})[0]
+            elif self.world.ray:
+                slope = value
             return ([value, slope] + [self.number(0)] * order)[: order + 1]
         if self.world.right and e == sym.R and not self._is_generic:
             return self.constant(RIGHT[x], order)
@@ -251,6 +256,8 @@ class Machine:
     def _atom(self, e: sp.Symbol, x: int, k: int, *, positive: bool) -> Number:
         if e in self.world.at:
             value = self.world.at[e]
+            if k and not isinstance(value[0], tuple):
+                raise ValueError(f"the example does not say how {e} moves.")
             return self.number(sp.sympify(value[k][x] if isinstance(value[0], tuple) else value[x]))
         is_policy = sym.KINDS[e] in (sym.LIVE_POLICY, sym.POLICY, sym.MEASURE)
         one = is_policy and e not in self.world.any_mass
@@ -339,35 +346,82 @@ class Machine:
     _KL = _UKL = _Jeffreys = _JS = _ChiSquare = _divergence
 
     def _Grad(self, e: sp.Expr, order: int, env: Env) -> Jet:  # noqa: N802
+        return self._moved(e, order, env, e.args[1] if len(e.args) > 1 else None)
+
+    def _Along(self, e: sp.Expr, order: int, env: Env) -> Jet:  # noqa: N802
+        return self._moved(e, order, env, lang.Along)
+
+    def _moved(self, e: sp.Expr, order: int, env: Env, direction: object) -> Jet:
+        """Return the derivative in the policy: along any smooth curve of policies, or where logits move so."""
         if self.moving is not None:
             raise ValueError(f"{e} is a derivative in the policy within one in {self.moving}; take one of them.")
-        if len(e.args) == 1:
+        if order and direction != self.direction:
+            raise ValueError(f"{e} stands within a derivative in another direction; take one of them.")
+        if direction == self.direction:
             return self.evaluate(e.args[0], order + 1, env)[1:]
-        before, self.table["direction"] = self.table.get("direction", sym.a), e.args[1]
-        memo, self.memo = self.memo, {}
+        before, memo, self.direction, self.memo = self.direction, self.memo, direction, {}
         value = self.evaluate(e.args[0], order + 1, env)[1:]
-        self.table["direction"], self.memo = before, memo
+        self.direction, self.memo = before, memo
         return value
 
-    _Along = _InReward = _Grad
-
     def _By(self, e: sp.Expr, order: int, env: Env) -> Jet:  # noqa: N802
-        value, number = e.args
+        return self._by(e, e.args[1], order, env)
+
+    def _InReward(self, e: sp.Expr, order: int, env: Env) -> Jet:  # noqa: N802
+        return self._by(e, sym.R, order, env)
+
+    def _check_direction(self, e: sp.Symbol, order: int) -> None:
+        if order and self.direction is not None:
+            raise ValueError(f"how {e} moves with the logits is not known; define it by them.")
+
+    def _by(self, e: sp.Expr, number: sp.Expr, order: int, env: Env) -> Jet:
+        self._check_moves(number)
         if self.moving not in (None, number) or (order and self.moving is None):
             raise ValueError(f"{e} stands within another derivative; take one of them.")
         before, memo, self.moving, self.memo = self.moving, self.memo, number, {}
-        found = self.evaluate(value, order + 1, env)[1:]
+        found = self.evaluate(e.args[0], order + 1, env)[1:]
         self.moving, self.memo = before, memo
         return found
 
+    def _check_moves(self, number: sp.Expr) -> None:
+        """Refuse a derivative in what is no number of its own."""
+        algebra = isinstance(self.world, Numbers)
+        named = number in self.definitions or number in (sym.log_v, sym.G, sym.falling, sym.to_lagrange)
+        if not number.is_Symbol or named or (not algebra and (number in sym.KINDS or number in sym.RATIOS)):
+            raise ValueError(f"{number} is no number that can move alone.")
+
     def _SG(self, e: sp.Expr, order: int, env: Env) -> Jet:  # noqa: N802
+        if order and self.moving is not None:
+            found = self.evaluate(e.args[0], order, env)
+            if any((x.terms if self.exact else x.sign() != 0) for x in found[1:]):
+                raise ValueError(f"{e} is constant in the policy; whether it is in {self.moving} it does not say.")
+            return found
         return self.evaluate(e.args[0], 0, env) + [self.number(0)] * order
 
     def _Partial(self, e: sp.Expr, order: int, env: Env) -> Jet:  # noqa: N802
+        if isinstance(self.world, Numbers) or sym.p in self.definitions:
+            raise ValueError(f"{e} is a derivative in p(x), which must be the policy's own value at an outcome.")
+        self._check_function_of(sym.p, e.args[0])
         value, density = (self.evaluate(x, order + 1, env)[1:] for x in (e.args[0], sym.p))
-        return times(value, [density[0].power(Fraction(-1))] + [self.number(0)] * order)
+        if order:
+            raise ValueError(f"{e} stands within another derivative; take one of them.")
+        return times(value, [density[0].power(Fraction(-1))])
+
+    def _check_function_of(self, variable: sp.Symbol, e: sp.Expr) -> None:
+        """Refuse what moves otherwise than by the variable: by a sum over outcomes, or by itself."""
+        moving = {x for x, kind in sym.KINDS.items() if kind in (sym.LIVE_VALUE, sym.LIVE_POLICY)}
+        moving |= {sym.v, sym.w, sym.log_v, sym.MOVING}
+        alike = {variable, *((sym.log_v,) if variable == sym.v else ())}
+        if not isinstance(self.world, Numbers):
+            alike |= {sym.p, sym.v, sym.w, sym.log_v}  # at one outcome, multiples of each other
+        for part in sp.preorder_traversal(e):
+            if part in self.definitions:
+                self._check_function_of(variable, self.definitions[part])
+            elif part in moving - alike or (isinstance(part, lang.Node) and part.func not in POINTWISE):
+                raise ValueError(f"a derivative in {variable} is taken, by which alone {part} does not move.")
 
     def _Slope(self, e: sp.Expr, order: int, env: Env) -> Jet:  # noqa: N802
+        self._check_function_of(e.args[1], e.args[0])
         v, value = self.evaluate(e.args[1], order + 1, env), self.evaluate(e.args[0], order + 1, env)
         return times(v[:-1], times(value[1:], [v[1].power(Fraction(-1))] + [self.number(0)] * order))
 
@@ -382,6 +436,8 @@ class Machine:
         sign = (first[0] - second[0]).sign()
         if sign is None:
             raise ValueError(f"which of {e.args} is larger is not decided by signs; choose a smaller region.")
+        if sign == 0 and any((x - y).sign() != 0 for x, y in zip(first[1:], second[1:], strict=True)):
+            raise ValueError(f"of {e.args}, which are equal here, the maximum has no derivative.")
         return first if sign >= 0 else second
 
     def _Smaller(self, e: sp.Expr, order: int, env: Env) -> Jet:  # noqa: N802
@@ -526,6 +582,8 @@ class Machine:
         if policy.func is lang.SG:
             return self._step(policy.args[0], history, token, 0) + [self.number(0)] * order
         live = policy == sym.p and self.moving is None
+        if live:
+            self._check_direction(policy, order)
         values = [self._share(policy, history, token, k) for k in range((order if live else 0) + 1)]
         return values + [self.number(0)] * (order + 1 - len(values))
 

@@ -58,12 +58,16 @@ from proofs.language import (
     NOT,
     PAST,
     SG,
+    Along,
     By,
     E,
     Grad,
+    InReward,
     Larger,
     OfGroup,
     OfOthers,
+    Partial,
+    Slope,
     Total,
     Versus,
     at,
@@ -84,11 +88,17 @@ from proofs.symbols import (
     R,
     T,
     Z,
+    a,
     b,
     beta,
+    falling,
+    g,
+    h,
     i,
     j,
+    lagrange,
     log_v,
+    loss,
     p,
     payoff,
     q,
@@ -96,6 +106,7 @@ from proofs.symbols import (
     r,
     s,
     t,
+    to_lagrange,
     transposed,
     u,
     v,
@@ -368,6 +379,63 @@ def test_a_number_moves_alone():
     assert latex(By(KL(p, r), beta)) == r"\frac{\partial}{\partial \beta}KL(p\|r)"
 
 
+@pytest.mark.parametrize(
+    ("left", "right", "world", "names"),
+    [
+        (By(J, J), 0, ANY, {"J": 2 * beta}),
+        (By(p, p), 0, ANY, {}),
+        (By(E(p, R), R), 0, ANY, {}),
+        (By(beta**2, beta**2), 0, Numbers(), {}),
+        (By(log_v, log_v), 0, Numbers(), {}),
+        (By(G, G), 0, OF_THREE, {}),
+        (By(SG(beta), beta), 0, Numbers(), {}),
+        (InReward(p), Grad(p), ANY, {}),
+        (Along(g), Grad(g), ANY, {}),
+        (Along(p), Grad(p), TREES, {}),
+        (Along(p), Grad(p), Numbers(), {}),
+        (Grad(E(p, R), a), Grad(E(p, R), h), ANY, {}),
+        (Grad(Grad(z**2, a), h), Grad(Grad(z**2, a), a), ANY, {}),
+        (Grad(Larger(p, SG(p))), Grad(p), Numbers(), {}),
+        (Partial(p * g), g + p * Grad(g) / Grad(p), ANY, {}),
+        (Partial(E(p, R)), Grad(E(p, R)) / Grad(p), ANY, {}),
+        (Slope(v * g, v), v * g + v**2 * Grad(g) / Grad(v), ANY, {}),
+        (Slope(v * w, v), v * w + v**2 * Grad(w) / Grad(v), Numbers(), {}),
+        (Grad(E(p, R)), E(p, R), Listed(at={p: (sp.Rational(1, 3),) * 3}), {}),
+    ],
+)
+def test_what_moves_otherwise_is_refused(left, right, world, names):
+    """A derivative in a name, an expression, a policy; in two directions at once; in one that is not given."""
+    statement = equal(left, right, world, **names)
+    with pytest.raises(ValueError, match="move|constant in|another direction|no derivative|own value"):
+        is_proved(statement)
+    assert not is_refuted(statement)
+
+
+def test_what_moves_is_not_said_to_stand_still():
+    for left, right, world in (
+        (By(falling, R), 0, Numbers()),
+        (InReward(R), 0, Numbers()),
+        (By(to_lagrange, lagrange), 0, Numbers()),
+        (Grad(loss), 0, Numbers()),
+        (Grad(z), z, Space(ray=True)),
+        (Grad(z), a, ANY),
+        (Grad(Grad(z)), 0, ANY),
+    ):
+        assert not is_proved(equal(left, right, world)) and is_refuted(equal(left, right, world))
+    for left, right, world in (
+        (Grad(falling), 0, Numbers()),
+        (InReward(R * to_lagrange), to_lagrange - R, Numbers()),
+        (Along(z), z, Space(ray=True)),
+        (Grad(z, a), a, ANY),
+        (Slope(SG(v) * v, v), v**2, Numbers()),
+    ):
+        assert is_proved(equal(left, right, world)) and not is_refuted(equal(left, right, world))
+
+
+def test_an_arcsine_is_enclosed():
+    assert is_refuted(equal(sp.asin(J), 3, J=p / 2)) and not is_refuted(equal(sp.asin(J), sp.Rational(1, 7), J=p / 2))
+
+
 def test_a_root_of_a_square_is_not_its_base():
     """√(x²) is |x|; √x·√y is √(xy) only where x and y are known not to be negative."""
     first, second, third = E(p, R), E(p, A), E(p, R * A)
@@ -634,8 +702,8 @@ def test_code_against_the_expressions(name, log_w, log_u, advantage, b, log_mass
     close(row.slope(d), divergence_table.slope(name), {log_v: d.item()}, v_size)
     close(differentiable_loss(*arguments, **choices), divergence_table.surrogate(name), values, 3 * size)
     close(weight(*arguments, **choices), divergence_table.weight(name), values, 3 * size)
-    for loss in (differentiable_loss, reinforce_loss):
-        (g,) = torch.autograd.grad(loss(*arguments, **choices), logp)
+    for recipe in (differentiable_loss, reinforce_loss):
+        (g,) = torch.autograd.grad(recipe(*arguments, **choices), logp)
         close(-g, divergence_table.weight(name), values, 3 * size)
 
 
