@@ -182,7 +182,7 @@ class Machine:
             return self.evaluate(sp.log(sym.v), order, env)
         if e == sym.G and isinstance(self.group, int):
             return self.constant(self.group, order)
-        if e not in sym.KINDS or (e == sym.T and self.world.equal_lengths):
+        if e not in sym.KINDS or (e == sym.T and self.world.equal_lengths and "y" not in env):
             return self._free(e, order)
         if "y" in env:
             return self._of_response(e, order, env)
@@ -192,6 +192,11 @@ class Machine:
 
     def _free(self, e: sp.Symbol, order: int) -> Jet:
         """Return a number that no outcome changes; in Numbers those of `region` may move."""
+        if e == sym.R and self.world.right and self.moving == sym.R:
+            raise ValueError("a reward of 0 or 1 does not move.")
+        known = {*self.world.at, *(x for x, _, _ in self.world.region)}
+        if (e == sym.K or (e == sym.R and self.world.right)) and e not in known:
+            return [self.indicated(e, ())] + [self.number(0)] * order
         if e == sym.falling:  # which moves with the reward alone
             values = [self.unknown((e.name, n), positive=True) for n in range(3)]
             slopes = [values[n] * self.number(sign) for n, sign in enumerate(_SIGNS)]
@@ -238,7 +243,7 @@ class Machine:
             if kind == sym.LENGTH:
                 return self.constant(LENGTHS[x % 3], order)
         if kind == sym.INDICATOR and e not in self.world.at:
-            return [Poly({((intern(("indicator", (e.name, x))), Fraction(1)),): Fraction(1)})] + tail
+            return [self.indicated(e, x)] + tail
         positive = kind in (sym.LIVE_POLICY, sym.POLICY, sym.MEASURE, sym.LENGTH)
         return [self._atom(e, x, k, positive=positive and k == 0) for k in range(orders + 1)] + tail
 
@@ -340,6 +345,11 @@ class Machine:
             return self.evaluate(e.func.definition(*e.args), order, env)
         tokens = e.atoms(lang.At)
         if "y" in env and tokens:
+            if (
+                len({(token.args[1], token.args[2]) for token in tokens}) > 1
+                or next(iter(tokens)).args[2] != lang.WITHIN
+            ):
+                raise ValueError(f"{e} is taken of one token, given those before it.")
             return self._next(e.func.definition(*e.args), next(iter(tokens)).args[1], order, env)
         return self.total(lambda inner: self.evaluate(e.func.definition(*e.args), order, inner), order, env)
 
@@ -538,6 +548,7 @@ class Machine:
                 raise ValueError(f"the samples of a group have no order, which {scope} asks for.")
             x = env.get(("sample", n), ("sample", n))
             return self.evaluate(value, order, {**env, "x": x})
+        self._check_token(value, scope)
         if value in sym.RATIOS:
             above, below = (lang.At(x, index, scope) for x in sym.RATIOS[value].as_numer_denom())
             return self.evaluate(above / below, order, env)
@@ -550,20 +561,45 @@ class Machine:
             return self._step(value, y[: n - 1], y[n - 1], order)
         return self._chance(value, y[: n - 1] if scope == lang.PAST else y[:n], order)
 
+    def _check_token(self, value: sp.Expr, scope: sp.Symbol) -> None:
+        """Refuse what one token does not have: only policies and their ratios do, and R, of what was written so far."""
+        plain = value.args[0] if value.func is lang.SG else value
+        policies = [e for e in sym.KINDS if self._is_policy(e)]
+        known = plain in policies or value in sym.RATIOS or (value == sym.R and scope == lang.WITHIN)
+        if not known or {plain, *sym.RATIOS.get(plain, sp.S.Zero).free_symbols} & set(self.definitions):
+            raise ValueError(f"what {value} is of one token ({scope}) is not known.")
+
+    @staticmethod
+    def _is_policy(e: sp.Symbol) -> bool:
+        return sym.KINDS[e] in (sym.LIVE_POLICY, sym.POLICY, sym.MEASURE)
+
     # Responses
 
     def _of_response(self, e: sp.Symbol, order: int, env: Env) -> Jet:
         y = env["y"]
-        if sym.KINDS[e] in (sym.LIVE_POLICY, sym.POLICY, sym.MEASURE):
+        if self._is_policy(e):
             return self._chance(e, y, order)
         if e == sym.T:
             return self.constant(len(self.world.text(y)), order)
         if e in self.world.at:
             return self.constant(sp.sympify(self.world.at[e][y]), order)
         seen = y if e == sym.K else self.world.text(y)  # a rule that drops responses may look at their versions
-        return [self.unknown((e.name, seen), positive=False)] + [self.number(0)] * order
+        if e == sym.K or (e == sym.R and self.world.right):
+            return [self.indicated(e, seen)] + [self.number(0)] * order
+        orders = order if sym.KINDS[e] == sym.LIVE_VALUE and self.moving is None else 0
+        if orders:
+            self._check_direction(e, order)
+        tail = [self.number(0)] * (order - orders)
+        return [self.unknown((e.name, seen, k), positive=False) for k in range(orders + 1)] + tail
+
+    def indicated(self, e: sp.Symbol, of: object) -> Number:
+        """Return an unknown that is 0 or 1, or this witness's choice. Source: ours."""
+        if self.exact:
+            return Poly({((intern(("indicator", (e.name, of))), Fraction(1)),): Fraction(1)})
+        return self.number(self.table.setdefault((e.name, of), self.random.randint(0, 1)))
 
     def _chance(self, policy: sp.Symbol, y: Tokens, order: int) -> Jet:
+        policy = sym.q if policy == sym.q_tilde else policy  # which adds up to one in a tree
         if policy.func is lang.SG:
             return self._chance(policy.args[0], y, 0) + [self.number(0)] * order
         key = ("chance", policy, y, order)
@@ -579,6 +615,7 @@ class Machine:
         return sorted({leaf[n] for leaf in self.world.leaves if leaf[:n] == history and len(leaf) > n})
 
     def _step(self, policy: sp.Symbol, history: Tokens, token: int, order: int) -> Jet:
+        policy = sym.q if policy == sym.q_tilde else policy
         if policy.func is lang.SG:
             return self._step(policy.args[0], history, token, 0) + [self.number(0)] * order
         live = policy == sym.p and self.moving is None
@@ -619,6 +656,8 @@ class Machine:
 
     def _Given(self, e: sp.Expr, order: int, env: Env) -> Jet:  # noqa: N802
         index, measure, value = e.args
+        if measure not in sym.KINDS or not self._is_policy(measure) or measure in self.definitions:
+            raise ValueError(f"how {measure} continues a response is not known.")
         start = env["y"][: env[index]]
         total = []
         for leaf in self.world.leaves:
@@ -664,7 +703,7 @@ class Machine:
     def start(self) -> Env:
         """Where an expression is read: at one outcome, unless there is none."""
         if isinstance(self.world, Tree):
-            return {"y": self.world.leaves[2]}
+            return {"y": self.world.leaves[min(2, len(self.world.leaves) - 1)]}
         return {} if isinstance(self.world, Numbers) else {"x": -1 if self._is_generic else 0}
 
     def are_equal(self, left: sp.Expr, right: sp.Expr) -> bool:

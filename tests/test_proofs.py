@@ -58,12 +58,15 @@ from proofs.language import (
     NOT,
     PAST,
     SG,
+    THROUGH,
     Along,
     By,
     E,
+    Given,
     Grad,
     InReward,
     Larger,
+    Next,
     OfGroup,
     OfOthers,
     Partial,
@@ -86,6 +89,7 @@ from proofs.symbols import (
     J,
     K,
     R,
+    S,
     T,
     Z,
     a,
@@ -96,6 +100,7 @@ from proofs.symbols import (
     h,
     i,
     j,
+    k,
     lagrange,
     log_v,
     loss,
@@ -434,6 +439,48 @@ def test_what_moves_is_not_said_to_stand_still():
 
 def test_an_arcsine_is_enclosed():
     assert is_refuted(equal(sp.asin(J), 3, J=p / 2)) and not is_refuted(equal(sp.asin(J), sp.Rational(1, 7), J=p / 2))
+
+
+@pytest.mark.parametrize(
+    ("left", "right", "names"),
+    [
+        (E(q, over(t, Next(t, sp.Integer(1), at(A, t)))), E(q, T), {}),
+        (E(q, over(t, Next(t, sp.Integer(1), at(SG(w), t)))), E(q, T), {}),
+        (E(q, over(t, Next(t, sp.Integer(1), at(T, t)))), E(q, T), {}),
+        (E(q, over(t, at(R, t, PAST))), E(q, over(t, at(R, t))), {}),
+        (E(q, over(t, at(w, t))), E(q, T), {"w": 2 * beta}),
+        (E(q, over(t, at(p, t) / at(q, t))), E(q, T), {"p": 2 * beta}),
+        (E(q, over(t, Given(t, p, sp.Integer(1)))), E(q, T), {"p": 2 * beta}),
+        (E(q, over(t, KL(at(p, t, THROUGH), at(p, t, THROUGH)))), 0, {}),
+        (E(q, over(t, over(k, KL(at(p, t), at(r, k))))), E(q, over(t, over(k, KL(at(p, k), at(r, t))))), {}),
+    ],
+)
+def test_what_a_token_does_not_have_is_refused(left, right, names):
+    """Only policies have a value at one token, and R one of what was written so far; a definition has none."""
+    statement = equal(left, right, TREES, **names)
+    with pytest.raises(ValueError, match="not known|one token"):
+        is_proved(statement)
+    assert not is_refuted(statement)
+
+
+def test_in_a_tree_and_in_algebra_symbols_are_what_they_are_elsewhere():
+    """g and the losses move in θ, K and a reward of 0 or 1 are their own squares, q̃ is q of mass one, T a length."""
+    for value in (g, S, loss, z):
+        assert is_refuted(equal(Grad(E(p, value)), E(p, value * score()), TREES))
+        right = equal(Grad(E(p, value)), E(p, value * score() + Grad(value)), TREES)
+        assert is_proved(right) and not is_refuted(right)
+    two = Tree(leaves=((0, 0), (0, 1)), equal_lengths=True)
+    for true in (
+        equal(E(p, K**2), E(p, K), TREES),
+        equal(K**2, K, Numbers()),
+        equal(R**2, R, Tree(right=True)),
+        equal(R**2, R, Numbers(right=True)),
+        equal(E(q_tilde, R), E(q, R), TREES),
+        equal(E(q, over(t, at(q_tilde, t))), E(q, over(t, at(q, t))), TREES),
+        equal(T, 2, two),
+    ):
+        assert is_proved(true) and not is_refuted(true)
+    assert is_refuted(equal(R**2, R, TREES)) and is_refuted(equal(K, 1, TREES)) and is_refuted(equal(K, 0, TREES))
 
 
 def test_a_root_of_a_square_is_not_its_base():
