@@ -294,28 +294,51 @@ def limit(poly: Poly, small: int) -> Poly:
     """Return what it tends to as the unknown falls to 0; powers beat logarithms.
 
     Raises:
-        ArithmeticError: it grows without bound.
+        ArithmeticError: it grows without bound, or a factor of it does, or falls to 0 in a denominator.
+        ValueError: the unknown stands in a function of which nothing is known there.
 
     Source: ε^a·(log 1/ε)^b → 0 for a > 0, and for a = 0 > b.
     """
     logarithm, total = intern(("log", small)), Poly()
     for powers, coefficient in poly.terms.items():
         size, slow = dict(powers).get(small, 0), dict(powers).get(logarithm, 0)
+        term = Poly(coefficient)
+        for unknown, exponent in powers:
+            if unknown not in (small, logarithm):
+                term = term * _limit_of(unknown, small).power(Fraction(exponent))
         if size > 0 or (size == 0 and slow < 0):
             continue
         if size < 0 or slow > 0:
             raise ArithmeticError("it grows without bound.")
-        term = Poly(coefficient)
-        for unknown, exponent in powers:
-            term = term * _limit_of(unknown, small).power(Fraction(exponent))
         total = total + term
     return total
 
 
 def _limit_of(unknown: int, small: int) -> Poly:
+    if not _mentions(unknown, small):
+        return Poly({((unknown, Fraction(1)),): Fraction(1)})
     kind, *rest = _unknown[unknown]
     if kind == "sum":
         return limit(Poly(dict(rest[0])), small)
-    if kind == "log" and _unknown[rest[0]][0] == "sum":
-        return _limit_of(rest[0], small).log()
-    return Poly({((unknown, Fraction(1)),): Fraction(1)})
+    if kind == "exp":
+        return limit(Poly({rest[0]: Fraction(1)}), small).exp()
+    if kind == "log":
+        found = _limit_of(rest[0], small)
+        if not found.terms:
+            raise ArithmeticError("a logarithm grows without bound.")
+        return found.log()
+    raise ValueError(f"the limit of {kind} is not known.")
+
+
+def _mentions(unknown: int, small: int) -> bool:
+    """Return whether an unknown stands for something in which another one is."""
+    kind, *rest = _unknown[unknown]
+    if unknown == small or kind in ("prime", "indicator"):
+        return unknown == small
+    if kind == "log":
+        return _mentions(rest[0], small)
+    if kind in ("positive", "real"):
+        moment = isinstance(rest[0], tuple) and rest[0][0] == "moment"
+        return moment and any(_mentions(x, small) for x, _ in rest[0][1])
+    terms = [(rest[0], 1)] if kind == "exp" else rest[0]
+    return any(_mentions(x, small) for powers, _ in terms for x, _ in powers)

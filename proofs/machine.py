@@ -291,6 +291,8 @@ class Machine:
 
     def total(self, body: Callable[[Env], Jet], order: int, env: Env) -> Jet:
         """Return the sum over outcomes. Source: definition."""
+        if isinstance(self.world, Numbers):
+            raise ValueError("algebra has no outcomes to sum over.")
         if isinstance(self.world, Tree):
             return added([body({**env, "y": leaf}) for leaf in self.world.leaves])
         if not self._is_generic:
@@ -333,6 +335,8 @@ class Machine:
         return self.total(weighted, order, env)
 
     def _Versus(self, e: sp.Expr, order: int, env: Env) -> Jet:  # noqa: N802
+        if not isinstance(self.world, Listed):
+            raise ValueError("an opponent draws from outcomes that are listed.")
         measure, value = e.args
         drawn = [(self.evaluate(measure, order, {"x": y}), {**env, "against": y}) for y in range(self.size)]
         return added([times(chance, self.evaluate(value, order, inner)) for chance, inner in drawn])
@@ -341,8 +345,6 @@ class Machine:
         return self.total(lambda inner: self.evaluate(e.args[0], order, inner), order, env)
 
     def _divergence(self, e: sp.Expr, order: int, env: Env) -> Jet:
-        if isinstance(self.world, Numbers):
-            return self.evaluate(e.func.definition(*e.args), order, env)
         tokens = e.atoms(lang.At)
         if "y" in env and tokens:
             if (
@@ -437,9 +439,21 @@ class Machine:
 
     def _Ratio(self, e: sp.Expr, order: int, env: Env) -> Jet:  # noqa: N802
         below = self.evaluate(e.args[1], order, env)
-        if below[0].sign() == 0 and not any((x.terms if self.exact else x.sign()) for x in below[1:]):
+        sign = below[0].sign() or self._enclosed_sign(below[0])
+        if sign is None:
+            raise ValueError(f"whether {e.args[1]} is 0 is not decided.")
+        if sign == 0 and not any((x.terms if self.exact else x.sign()) for x in below[1:]):
             return self.constant(0, order)
         return self.evaluate(e.args[0] / e.args[1], order, env)
+
+    def _enclosed_sign(self, x: Number) -> int | None:
+        """Return the sign of an exact number without unknowns, such as √2 − 1; None where the digits leave it open."""
+        if not self.exact:
+            return x.sign()
+        try:
+            return self._at_witness(x).sign()
+        except ValueError:
+            return None
 
     def _Larger(self, e: sp.Expr, order: int, env: Env) -> Jet:  # noqa: N802
         first, second = (self.evaluate(x, order, env) for x in e.args)
@@ -669,9 +683,15 @@ class Machine:
         return added(total)
 
     def _Limit(self, e: sp.Expr, order: int, env: Env) -> Jet:  # noqa: N802
+        value, small = e.args
         exact = self if self.exact else Machine(self.world, self.definitions)
-        found = limit(exact.evaluate(e.args[0], 0, env)[0], intern(("positive", e.args[1].name)))
-        return [found if self.exact else self._at_witness(found)] + [self.number(0)] * order
+        if order or not isinstance(self.world, Numbers) or self.definitions.keys() & {small}:
+            raise ValueError(f"a limit in {small} is taken in algebra, and has no derivative.")
+        unknown = intern(("positive", small.name))
+        if exact.evaluate(small, 0, env)[0].key() != Poly({((unknown, Fraction(1)),): Fraction(1)}).key():
+            raise ValueError(f"{small} is no positive number that can fall to 0.")
+        found = limit(exact.evaluate(value, 0, env)[0], unknown)
+        return [found if self.exact else self._at_witness(found)]
 
     def _at_witness(self, poly: Poly) -> Real:
         """Return an exact number's value where this witness's numbers stand for its unknowns."""
@@ -679,19 +699,23 @@ class Machine:
         for powers, coefficient in poly.terms.items():
             term = Real(Fraction(coefficient))
             for unknown, exponent in powers:
-                kind, key = unknown_of(unknown)
-                inner = (
-                    self.unknown(key, positive=True)
-                    if kind == "positive"
-                    else Real(key)
-                    if kind == "prime"
-                    else self._at_witness(Poly({((key, Fraction(1)),): Fraction(1)})).log()
-                    if kind == "log"
-                    else self._at_witness(Poly(dict(key)))
-                )
-                term = term * inner.power(Fraction(exponent))
+                term = term * self._unknown_at_witness(unknown).power(Fraction(exponent))
             total = total + term
         return total
+
+    def _unknown_at_witness(self, unknown: int) -> Real:
+        kind, key = unknown_of(unknown)
+        if kind == "prime":
+            return Real(key)
+        if kind == "log":
+            return self._unknown_at_witness(key).log()
+        if kind == "sum":
+            return self._at_witness(Poly(dict(key)))
+        if kind == "exp":
+            return self._at_witness(Poly({key: Fraction(1)})).exp()
+        if self.exact or kind not in ("positive", "real"):
+            raise ValueError("a witness has no number for it.")
+        return self.unknown(key, positive=kind == "positive")
 
     # Whole statements
 

@@ -66,10 +66,12 @@ from proofs.language import (
     Grad,
     InReward,
     Larger,
+    Limit,
     Next,
     OfGroup,
     OfOthers,
     Partial,
+    Ratio,
     Slope,
     Total,
     Versus,
@@ -481,6 +483,55 @@ def test_in_a_tree_and_in_algebra_symbols_are_what_they_are_elsewhere():
     ):
         assert is_proved(true) and not is_refuted(true)
     assert is_refuted(equal(R**2, R, TREES)) and is_refuted(equal(K, 1, TREES)) and is_refuted(equal(K, 0, TREES))
+
+
+epsilon = sp.Symbol("epsilon", positive=True)
+
+
+@pytest.mark.parametrize(
+    ("left", "right", "world"),
+    [
+        (Limit(epsilon / (sp.sqrt(1 + epsilon) - 1), epsilon), 0, Numbers()),
+        (Limit(epsilon * sp.exp(1 / epsilon), epsilon), 0, Numbers()),
+        (Limit(epsilon * sp.log(sp.sqrt(1 + epsilon) - 1), epsilon), 0, Numbers()),
+        (Limit(f(p + epsilon), epsilon), f(p + epsilon), Numbers()),
+        (Limit(v, v), v, Numbers()),
+        (Limit(b, b), b, Numbers()),
+        (Grad(Limit(p + epsilon, epsilon)), 0, Numbers()),
+        (By(Limit(beta + epsilon, epsilon), beta), 0, Numbers()),
+        (Limit(E(p, sp.log(T + epsilon)), epsilon), E(p, sp.log(T + epsilon)), ANY),
+        (Limit(E(p, T) + epsilon, epsilon), E(p, T), OF_THREE),
+        (Total(sp.Integer(1)), 3, Numbers()),
+        (KL(p, q), p * sp.log(p / q), Numbers()),
+        (Versus(s, R), R, ANY),
+        (Ratio(A, A), 1, ANY),
+        (E(p, Ratio(K, K)), 1, ANY),
+    ],
+)
+def test_what_has_no_value_that_is_known_is_refused(left, right, world):
+    """A limit of 0/0, of ∞·0, of any function, or with a derivative; sums in algebra; 0/0 at some values."""
+    with pytest.raises(
+        (ArithmeticError, ValueError), match="power below|bound|known|fall|limit in|algebra|listed|is 0"
+    ):
+        is_proved(equal(left, right, world))
+
+
+def test_limits_and_ratios_that_are_known():
+    for left, right in (
+        (Limit(sp.exp(epsilon + b), epsilon), sp.exp(b)),
+        (Limit(sp.log(p + epsilon), epsilon), sp.log(p)),
+        (Limit(f(p) + epsilon, epsilon), f(p)),
+        (Limit(epsilon * f(b) / (1 + epsilon), epsilon), 0),
+        (Ratio(p, p + q), p / (p + q)),
+        (Ratio(b, sp.sqrt(2) - 1), b / (sp.sqrt(2) - 1)),
+        (Ratio(b, J), 0),
+    ):
+        statement = equal(left, right, Numbers(), J=sp.log(4) - 2 * sp.log(2))
+        assert is_proved(statement) and not is_refuted(statement)
+    assert is_refuted(equal(Limit(sp.exp(epsilon), epsilon), 2, Numbers())) and is_refuted(
+        equal(Limit(b + epsilon, epsilon), 2 * b, Numbers())
+    )
+    assert is_refuted(equal(E(p, Ratio(K, K)), 1))
 
 
 def test_a_root_of_a_square_is_not_its_base():
