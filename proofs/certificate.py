@@ -6,7 +6,7 @@ carries its quantifiers: `quantifiers` reads them off the world in which it is p
 Source: ours.
 """
 
-from collections.abc import Mapping
+from collections.abc import Iterator, Mapping
 from dataclasses import dataclass, field
 from fractions import Fraction
 from itertools import product
@@ -17,6 +17,7 @@ from proofs import language as lang
 from proofs import symbols as sym
 from proofs.enclosed import Real
 from proofs.exact import NoValueError
+from proofs.jets import Number
 from proofs.machine import Machine
 from proofs.worlds import Listed, Numbers, Space, Tree, World
 
@@ -52,6 +53,13 @@ class Statement:
     world: World = ANY
     definitions: Mapping[sp.Symbol, sp.Expr] = field(default_factory=dict)
 
+    def __post_init__(self) -> None:
+        """Refuse two symbols that are printed alike: a reader would take them for one."""
+        printed: dict[str, sp.Symbol] = {}
+        for symbol in self.names | self.definitions.keys():
+            if printed.setdefault(lang.name(symbol), symbol) != symbol:
+                raise ValueError(f"two symbols are printed {lang.name(symbol)}.")
+
     def __str__(self) -> str:
         """Return the LaTeX."""
         right = self.right if isinstance(self.right, tuple) else (self.right,)
@@ -79,6 +87,8 @@ class Statement:
         right = self.right if isinstance(self.right, tuple) else (self.right,)
         found = set().union(*(x.free_symbols for x in (self.left, *right)))
         for _ in self.definitions:
+            ratios = set().union(*(e.free_symbols for x, e in sym.RATIOS.items() if x in found))
+            found |= ratios & self.definitions.keys()
             found |= set().union(*(e.free_symbols for x, e in self.definitions.items() if x in found), set())
         return found
 
@@ -86,7 +96,9 @@ class Statement:
 def equal(left: sp.Expr, right: sp.Expr | int, world: World = ANY, **definitions: sp.Expr) -> Statement:
     """Return the statement left = right; keywords define names. Source: ours."""
     sides = sp.sympify(left), sp.sympify(right)
-    known = {x.name: x for e in (*sides, *definitions.values()) for x in sp.sympify(e).free_symbols}
+    found = set().union(*(sp.sympify(e).free_symbols for e in (*sides, *definitions.values())))
+    found |= set().union(*(e.free_symbols for x, e in sym.RATIOS.items() if x in found))
+    known = {x.name: x for x in found}
     named = {known[x]: e for x, e in definitions.items() if x in known}
     return Statement(sides[0], EQUAL, sides[1], world, named)
 
@@ -95,7 +107,7 @@ def related(
     left: sp.Expr, relation: str, right: sp.Expr | int | tuple, world: World = ANY, **names: sp.Expr
 ) -> Statement:
     """Return a statement with another relation. Source: ours."""
-    made = equal(left, sum(right) if isinstance(right, tuple) else right, world, **names)
+    made = equal(left, sp.Tuple(*right) if isinstance(right, tuple) else right, world, **names)
     side = right if isinstance(right, tuple) else sp.sympify(right)
     return Statement(made.left, relation, side, world, made.definitions)
 
@@ -251,9 +263,33 @@ def _machine(statement: Statement, seed: int | None = None) -> Machine:
     return Machine(statement.world, statement.definitions, seed)
 
 
-def _gap(statement: Statement, seed: int) -> Real:
-    machine = _machine(statement, seed)
+def _difference(machine: Machine, statement: Statement) -> Number:
     return machine.value(statement.left) - machine.value(statement.right)
+
+
+def _differences(statement: Statement) -> Iterator[tuple[Machine, Number]]:
+    """Return what is to be proved; of rewards 0 or 1 of listed outcomes once for each number of right ones.
+
+    Where all or none are right a side may have no value, such as a mean over groups of mixed rewards.
+    """
+    listed = isinstance(statement.world, Listed) and statement.world.right and sym.R not in statement.world.at
+    if not listed:
+        machine = _machine(statement)
+        yield machine, _difference(machine, statement)
+        return
+    size = statement.world.outcomes
+    for count in range(size + 1):
+        machine = _machine(statement)
+        machine.right = (1,) * count + (0,) * (size - count)
+        try:
+            yield machine, _difference(machine, statement)
+        except (NoValueError, ArithmeticError):
+            if 0 < count < size:
+                raise
+
+
+def _gap(statement: Statement, seed: int) -> Real:
+    return _difference(_machine(statement, seed), statement)
 
 
 def witnesses_against(statement: Statement, seeds: range) -> bool:
@@ -290,14 +326,12 @@ def agrees(statement: Statement) -> bool:
 def is_proved(statement: Statement) -> bool:
     """Return whether the statement is proved. Source: `Statement`, one rule a relation."""
     if statement.relation == EQUAL:
-        return _machine(statement).are_equal(statement.left, statement.right)
+        return all(machine.is_zero(difference) for machine, difference in _differences(statement))
     if statement.relation == DIFFERENT:
         return witnesses_against(statement, range(WITNESSES))
     if statement.relation in (LESS, POSITIVE):
-        if statement.world.at:
-            return _gap(statement, 0).sign() == (1 if statement.relation == POSITIVE else -1)
-        sign = _machine(statement).value(statement.left - statement.right).sign()
-        return sign == (1 if statement.relation == POSITIVE else -1)
+        signs = {machine.sign(difference) for machine, difference in _differences(statement)}
+        return signs == {1 if statement.relation == POSITIVE else -1}
     if statement.relation == DIVERGENCE:
         return _is_convex_and_at_rest(statement)
     return _is_no_combination(statement)
@@ -311,7 +345,7 @@ def is_refuted(statement: Statement) -> bool:
         return is_proved(Statement(statement.left, EQUAL, statement.right, statement.world, statement.definitions))
     if statement.relation in (LESS, POSITIVE):
         return any(
-            _gap(statement, seed).sign() in ((1, 0) if statement.relation == LESS else (-1, 0))
+            _sign_at_witness(statement, seed) in ((1, 0) if statement.relation == LESS else (-1, 0))
             for seed in range(WITNESSES)
         )
     if statement.relation == DIVERGENCE:
@@ -319,8 +353,19 @@ def is_refuted(statement: Statement) -> bool:
     return _is_a_combination(statement)
 
 
-def _of_v(e: sp.Expr, value: sp.Expr) -> sp.Expr:
-    return e.subs(sym.v, value)
+def _sign_at_witness(statement: Statement, seed: int) -> int | None:
+    try:
+        return _gap(statement, seed).sign()
+    except (ArithmeticError, ValueError):
+        return None
+
+
+def _of_v(statement: Statement, value: sp.Expr) -> sp.Expr:
+    """Return the difference of both sides at a value of v, without names that the statement defines."""
+    e = statement.left - statement.right
+    while e.free_symbols & statement.definitions.keys():
+        e = e.xreplace({x: sp.sympify(value) for x, value in statement.definitions.items()})
+    return e.subs(sym.log_v, sp.log(sym.v)).subs(sym.v, value)
 
 
 def _is_convex_and_at_rest(statement: Statement) -> bool:
@@ -338,7 +383,7 @@ def _is_no_divergence(statement: Statement) -> bool:
     """Below 0 somewhere, or not 0 at 1, or 0 elsewhere, or without a real value there."""
     for value in (sp.Integer(1), *(sp.Rational(n, 4) for n in (1, 2, 3, 5, 6, 8, 12, 40))):
         try:
-            sign = Machine(Numbers(), {}, 0).value(_of_v(statement.left - statement.right, value)).sign()
+            sign = Machine(Numbers(region=statement.world.region), {}, 0).value(_of_v(statement, value)).sign()
         except (NoValueError, ArithmeticError):
             return True
         if sign is not None and (sign != 0 if value == 1 else sign <= 0):
@@ -355,7 +400,7 @@ def _is_no_combination(statement: Statement) -> bool:
     rows: list[list[Real]] = []
     policies: dict[object, object] = {}
     for seed in range(len(columns)):
-        machine = _machine(statement, 50 + seed)
+        machine = _machine(statement, 50 + 6 * seed)  # the group has one size in all of them
         machine.table.update(policies)
         machine.generator = [Fraction(n, 3) for n in (2, 5, 1, 4)]
         rows.append([machine.value(column) for column in columns])
@@ -365,12 +410,15 @@ def _is_no_combination(statement: Statement) -> bool:
 
 def _is_a_combination(statement: Statement) -> bool:
     """Return whether coefficients of −1, 0 and 1 make the left side of the right one, exactly."""
-    return any(
-        is_proved(
-            Statement(statement.left, EQUAL, sum(c * x for c, x in zip(signs, statement.right, strict=True)), ANY)
-        )
-        for signs in product((1, 0, -1), repeat=len(statement.right))
-    )
+    world = statement.world
+    if isinstance(world, Listed) and not world.at and not world.right and world.group is None:
+        # What holds for any outcomes holds for those that are listed.
+        world = Space(any_mass=world.any_mass, old_is_normalised=world.old_is_normalised)
+    for signs in product((1, 0, -1), repeat=len(statement.right)):
+        total = sum((c * x for c, x in zip(signs, statement.right, strict=True)), sp.Integer(0))
+        if is_proved(Statement(statement.left, EQUAL, total, world, statement.definitions)):
+            return True
+    return False
 
 
 def _determinant(rows: list[list[Real]]) -> Real:

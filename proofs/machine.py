@@ -25,7 +25,6 @@ from proofs.worlds import OUTCOMES, Listed, Numbers, Space, Tokens, Tree, World
 
 Env = Mapping[object, object]
 INDICATED = (1, 0, 1)  # which of three outcomes an indicator holds for
-RIGHT = (1, 0, 0)  # a reward of 0 or 1: the first outcome is right
 LENGTHS = (1, 3, 4)
 POINTWISE = (lang.Larger, lang.Smaller, lang.Ratio, lang.SG)
 SAMPLES = 4  # of a group of any size: as many sums over it may stand in one another
@@ -48,6 +47,7 @@ class Machine:
         self.memo: dict[object, Jet] = {}
         self.moving: sp.Symbol | None = None  # the one number that moves, within By
         self.direction: sp.Expr | None = None  # in which logits move, where an expression names one
+        self.right = tuple(int(x == 0) for x in range(self.size))  # for which outcomes a reward of 0 or 1 is 1
         self.generator = [Fraction(self.random.randint(1, 9), self.random.randint(2, 9)) for _ in range(4)]
 
     # Numbers
@@ -178,6 +178,13 @@ class Machine:
             return self._free(e, order)
         if e in sym.RATIOS:
             return self.evaluate(sym.RATIOS[e], order, env)
+        if sym.q in self.world.at and e in (sym.Z, sym.q_tilde):
+            mass = [sum(parts[1:], parts[0]) for parts in zip(*self._old(order), strict=True)]
+            return (
+                mass
+                if e == sym.Z
+                else times(self.evaluate(sym.q, order, env), [mass[0].power(Fraction(-1)), *mass[1:]])
+            )
         if e == sym.log_v:
             return self.evaluate(sp.log(sym.v), order, env)
         if e == sym.G and isinstance(self.group, int):
@@ -189,6 +196,10 @@ class Machine:
         if "x" not in env:
             return self._free(e, order)
         return self._of_outcome(e, order, env["x"])
+
+    def _old(self, order: int) -> list[Jet]:
+        """Return the given probabilities of π_old."""
+        return [self._of_outcome(sym.q, order, x) for x in range(self.size)]
 
     def _free(self, e: sp.Symbol, order: int) -> Jet:
         """Return a number that no outcome changes; in Numbers those of `region` may move."""
@@ -236,7 +247,7 @@ class Machine:
                 slope = value
             return ([value, slope] + [self.number(0)] * order)[: order + 1]
         if self.world.right and e == sym.R and not self._is_generic:
-            return self.constant(RIGHT[x], order)
+            return self.constant(self.right[x], order)
         if not self.exact and e not in self.world.at:
             if kind == sym.INDICATOR:
                 return self.constant(INDICATED[x % 3], order)
@@ -439,21 +450,12 @@ class Machine:
 
     def _Ratio(self, e: sp.Expr, order: int, env: Env) -> Jet:  # noqa: N802
         below = self.evaluate(e.args[1], order, env)
-        sign = below[0].sign() or self._enclosed_sign(below[0])
+        sign = self.sign(below[0])
         if sign is None:
             raise ValueError(f"whether {e.args[1]} is 0 is not decided.")
         if sign == 0 and not any((x.terms if self.exact else x.sign()) for x in below[1:]):
             return self.constant(0, order)
         return self.evaluate(e.args[0] / e.args[1], order, env)
-
-    def _enclosed_sign(self, x: Number) -> int | None:
-        """Return the sign of an exact number without unknowns, such as √2 − 1; None where the digits leave it open."""
-        if not self.exact:
-            return x.sign()
-        try:
-            return self._at_witness(x).sign()
-        except ValueError:
-            return None
 
     def _Larger(self, e: sp.Expr, order: int, env: Env) -> Jet:  # noqa: N802
         first, second = (self.evaluate(x, order, env) for x in e.args)
@@ -517,8 +519,10 @@ class Machine:
             return added(total)
         if self._sums(value) > 1:
             raise ValueError("at any group size a sum over the group may stand in another, but not beside it.")
+        if size is None or not self._is_generic:
+            raise ValueError("a group of any size is drawn from any space of outcomes.")
         mass = [self.moment(x, 0).terms for x in self.evaluate(measure, order, {"x": 0})]
-        if size is None or mass != [x.terms for x in self.constant(1, order)]:
+        if mass != [x.terms for x in self.constant(1, order)]:
             raise ValueError("a group of any size is drawn from a policy that adds up to one.")
         values = self.evaluate(value, order, {**env, "group": size, "samples": ()})
         for n in range(1, SAMPLES + 1):
@@ -719,6 +723,16 @@ class Machine:
 
     # Whole statements
 
+    def sign(self, x: Number) -> int | None:
+        """Return the sign, from those of the terms, or from digits where nothing is unknown. Source: ours."""
+        found = x.sign()
+        if found is not None or not self.exact:
+            return found
+        try:
+            return self._at_witness(x).sign()
+        except ValueError:
+            return None
+
     def value(self, e: sp.Expr) -> Number:
         """Return the value of a closed expression. Source: ours."""
         return self.evaluate(e, 0, self.start)[0]
@@ -730,6 +744,6 @@ class Machine:
             return {"y": self.world.leaves[min(2, len(self.world.leaves) - 1)]}
         return {} if isinstance(self.world, Numbers) else {"x": -1 if self._is_generic else 0}
 
-    def are_equal(self, left: sp.Expr, right: sp.Expr) -> bool:
-        """Return whether both sides have values, and the same, exactly. Source: `proofs.exact.is_zero`."""
-        return is_zero(self.value(left) - self.value(right), self.relations)
+    def is_zero(self, x: Poly) -> bool:
+        """Return whether it vanishes, given that probabilities add up to one. Source: `proofs.exact.is_zero`."""
+        return is_zero(x, self.relations)

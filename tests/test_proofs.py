@@ -30,6 +30,7 @@ from proofs.best_response import GAME
 from proofs.certificate import (
     ANY,
     ANY_MASS,
+    DIFFERENT,
     DIVERGENCE,
     EQUAL,
     GROUPS,
@@ -532,6 +533,59 @@ def test_limits_and_ratios_that_are_known():
         equal(Limit(b + epsilon, epsilon), 2 * b, Numbers())
     )
     assert is_refuted(equal(E(p, Ratio(K, K)), 1))
+
+
+def test_an_example_proves_nothing_of_what_it_does_not_give():
+    """Of one drawn β it was true that β < 100."""
+    example = Listed(at={p: (sp.Rational(1, 3),) * 3})
+    assert not is_proved(related(beta, LESS, 100, example))
+    assert is_proved(related(beta, POSITIVE, 0, example))
+    assert is_proved(related(E(p, sp.log(p)), LESS, -1, example)) and is_refuted(related(beta, LESS, 0, example))
+    assert not is_refuted(related(sp.log(b), LESS, 0, Numbers(at={b: -1})))
+
+
+def test_rewards_of_0_or_1_are_any_of_them():
+    """Of one right outcome among three it was true that one outcome is right."""
+    assert not is_proved(equal(Total(R), 1, Listed(right=True)))
+    squares = E(p, R**2)
+    for true in (
+        equal(squares, E(p, R), Listed(right=True)),
+        equal(squares / E(p, R), 1, Listed(right=True, outcomes=4)),
+    ):
+        assert is_proved(true) and not is_refuted(true)
+
+
+def test_definitions_and_logs_are_read_in_every_relation():
+    for divergence in (
+        related(J, DIVERGENCE, 0, Numbers(), J=v - 1 - sp.log(v)),
+        related(v - 1 - log_v, DIVERGENCE, 0, Numbers()),
+    ):
+        assert is_proved(divergence) and not is_refuted(divergence)
+    for left, right, world in (
+        (Grad(J), (Grad(KL(p, r)),), Listed(outcomes=4)),
+        (Grad(J), (Grad(KL(p, r)), -Grad(KL(r, p))), Listed(outcomes=4)),
+        (Grad(E(p, sp.Integer(1))), (Grad(E(p, R)),), ANY_MASS),
+    ):
+        outside = related(left, NO_COMBINATION, right, world, J=E(p, R))
+        assert is_proved(outside) and not is_refuted(outside)
+    of_group = OfGroup(q, over(i, at(R, i) * score(at(p, i))))
+    assert not is_proved(related(G * of_group, NO_COMBINATION, (of_group,), GROUPS))
+    of_w = equal(E(q, w), 2 * beta * E(q, 1 / q), p=2 * beta)
+    assert is_proved(of_w) and of_w.known == (r"p := 2\,\beta",)
+
+
+def test_given_probabilities_have_their_own_mass():
+    half = sp.Rational(1, 2)
+    for mass, values in ((1, (half, half)), (2, (half, 3 * half))):
+        given = Listed(outcomes=2, at={q: values})
+        for true in (equal(q, Z * q_tilde, given), equal(Z, mass, given), equal(E(q_tilde, sp.Integer(1)), 1, given)):
+            assert is_proved(true) and not is_refuted(true)
+
+
+def test_two_symbols_that_are_printed_alike_are_refused():
+    for other in (sp.Symbol("b", positive=True), sp.Symbol("c_")):
+        with pytest.raises(ValueError, match="two symbols are printed"):
+            equal(b * beta * sp.Symbol("c"), other)
 
 
 def test_a_root_of_a_square_is_not_its_base():
