@@ -178,7 +178,8 @@ def quantifiers(statement: Statement) -> dict[str, str]:
     nodes = set().union(*(x.atoms(lang.Node) for x in _expressions(statement)))
     functions = {node.func for node in nodes}
     found: dict[str, str] = {}
-    if statement.relation in (DIFFERENT, NO_COMBINATION):
+    at_one = statement.relation in (DIFFERENT, NO_COMBINATION)  # a witness
+    if at_one:
         found["holds"] = "there are policies, rewards and references for which it is so: an exact witness is enumerated"
     if isinstance(world, Tree):
         found["outcomes"] = _shape(tuple(dict.fromkeys(map(world.text, world.leaves))))
@@ -190,22 +191,26 @@ def quantifiers(statement: Statement) -> dict[str, str]:
         found["outcomes"] = f"one decision among {world.outcomes} outcomes"
     elif isinstance(world, Numbers):
         found["outcomes"] = "none: algebra, for all values of its symbols"
-    elif statement.relation in (DIFFERENT, NO_COMBINATION):
+    elif at_one:
         found["outcomes"] = "one decision among three outcomes"
     else:
         found["outcomes"] = "one decision among any outcomes, any number of them, where ∇ and the sums exchange"
-    if lang.OfGroup in functions:
+    if functions & {lang.OfGroup, lang.OfOthers}:
         size = world.group
-        found["group size"] = f"G = {size}" if isinstance(size, int) else "any G"
+        found["group size"] = f"G = {size}" if isinstance(size, int) else "some G" if at_one else "any G"
     if world.at:
         found["values"] = ", ".join(f"{x.name} = {_plain(value)}" for x, value in world.at.items())
         return found
     ratios = {x for e in names & set(sym.RATIOS) for x in sym.RATIOS[e].free_symbols} if sym.q not in names else set()
     used = names | ratios | {x for e in names & set(sym.RATIOS) for x in sym.RATIOS[e].free_symbols}
     if not isinstance(world, Numbers):
-        policies = used & {sym.p, sym.q, sym.q_tilde, sym.r, sym.s}
+        policies = (used & {sym.p, sym.q, sym.q_tilde, sym.r, sym.s}) - (statement.definitions.keys() - {sym.p})
         if sym.p in policies and sym.p not in statement.definitions:
-            found["π_θ"] = "of any mass" if sym.p in world.any_mass else "normalised, any smooth curve of policies"
+            found["π_θ"] = (
+                "of any mass"
+                if sym.p in world.any_mass and not isinstance(world, Tree)
+                else "normalised, any smooth curve of policies"
+            )
         if policies & {sym.q, sym.q_tilde} and lang.Versus not in functions:
             free = isinstance(world, Space | Listed) and not world.old_is_normalised and sym.q in policies
             found["π_old"] = "any, off-policy and on-policy" + (", of any mass Z" if free else "")
@@ -224,23 +229,26 @@ def quantifiers(statement: Statement) -> dict[str, str]:
         }:
             found["π_ref"] = "none: the divergences are from π_old, that is π_ref = π_old"
         if sym.s in policies and lang.Versus not in functions:
-            found["π_sampler"] = "any"
+            free = sym.s in world.any_mass and not isinstance(world, Tree)
+            found["π_sampler"] = "any" + (", of any mass" if free else "")
         if lang.Versus in functions:
             found["opponent"] = "s, any, with any anchor q"
         if policies:
             found["support"] = "every policy gives every outcome a positive probability"
     generators = {e.func for x in _expressions(statement) for e in x.atoms(sp.Function)} & set(sym.DERIVATIVE)
     if generators:
-        found["f"] = "any, twice differentiable, with f(1) = 0"
+        found["f"] = "some polynomial with f(1) = 0" if at_one else "any, twice differentiable, with f(1) = 0"
     rewards = (names & {sym.R, sym.A, sym.h}) - set(statement.definitions)
     if rewards:
         found["reward"] = "0 or 1" if world.right else "any"
     if sym.g in names:
-        found["g"] = "any function of the outcome and of θ, smooth in θ"
+        found["g"] = ("some" if at_one else "any") + " function of the outcome and of θ, smooth in θ"
     if sym.K in names:
-        found["K"] = "any set of outcomes"
+        found["K"] = ("some" if at_one else "any") + " set of outcomes"
     if sym.T in names and not isinstance(world, Tree):
-        found["T"] = "the same for every outcome" if world.equal_lengths else "any lengths"
+        found["T"] = (
+            "the same for every outcome" if world.equal_lengths else "some lengths" if at_one else "any lengths"
+        )
     if world.ray:
         found["logits"] = "linear in h, for any number of tokens and any width"
     return found
@@ -371,9 +379,10 @@ def _of_v(statement: Statement, value: sp.Expr) -> sp.Expr:
 def _is_convex_and_at_rest(statement: Statement) -> bool:
     """f(1) = f′(1) = 0 and f″ > 0: by Taylor's remainder f ≥ 0, and 0 at 1 alone."""
     for argument in (sym.MOVING, 1 / sym.MOVING):  # it has one minimum if it has in 1/v
-        function = _of_v(statement.left - statement.right, argument)
-        at_one = Machine(Numbers(at={sym.MOVING: sp.Integer(1)}), {}).evaluate(function, 1, {})
-        curvature = Machine(Numbers(), {}).evaluate(function, 2, {})[2]
+        function = _of_v(statement, argument)
+        region = statement.world.region
+        at_one = Machine(Numbers(region=region, at={sym.MOVING: sp.Integer(1)}), {}).evaluate(function, 1, {})
+        curvature = Machine(Numbers(region=region), {}).evaluate(function, 2, {})[2]
         if curvature.sign() == 1 and not any(x.terms for x in at_one):
             return True
     return False

@@ -800,6 +800,14 @@ def test_quantifiers_are_read_off_the_world():
     assert quantifiers(equal(OfGroup(q, R), 0, Listed(group=4, right=True)))["group size"] == "G = 4"
     assert quantifiers(equal(KL(p, q), 0))["π_ref"].endswith("π_ref = π_old")
     assert "1 to 3 tokens" in quantifiers(equal(E(p, R), 0, TREES))["outcomes"]
+    group = OfGroup(q, over(i, at(R, i)))
+    assert quantifiers(related(group, DIFFERENT, 0, GROUPS))["group size"] == "some G"
+    assert "group size" in quantifiers(equal(OfOthers(q, over(i, at(R, i))), 0, OF_THREE))
+    some = quantifiers(related(E(p, f(w) * g * K * T), DIFFERENT, 0))
+    assert all(some[kind].startswith("some") for kind in ("f", "g", "K", "T"))
+    assert quantifiers(equal(E(p, R), 0, Tree(any_mass=(p, r))))["π_θ"].startswith("normalised")
+    assert quantifiers(equal(E(s, R), 0, Space(any_mass=(s,))))["π_sampler"] == "any, of any mass"
+    assert "π_old" not in quantifiers(equal(E(q, R), 0, q=p)) and "π_ref" not in quantifiers(equal(E(r, R), 0, r=p))
     for claim in CLAIMS.values():
         assert claim.quantifiers["outcomes"] == STATEMENTS[claim.id]["quantifiers"]["outcomes"]
 
