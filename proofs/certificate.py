@@ -378,6 +378,8 @@ def _of_v(statement: Statement, value: sp.Expr) -> sp.Expr:
 
 def _is_convex_and_at_rest(statement: Statement) -> bool:
     """f(1) = f′(1) = 0 and f″ > 0: by Taylor's remainder f ≥ 0, and 0 at 1 alone."""
+    if _of_v(statement, sym.MOVING).has(lang.SG):
+        raise ValueError("a stop-gradient hides how a function curves.")
     for argument in (sym.MOVING, 1 / sym.MOVING):  # it has one minimum if it has in 1/v
         function = _of_v(statement, argument)
         region = statement.world.region

@@ -107,6 +107,8 @@ class Poly:
         content, size, rest = _split(self) if exponent.denominator == 1 else _split_by_sign(self)
         if any(_unknown[unknown][0] == "indicator" and e * exponent < 0 for unknown, e in content):
             raise NoValueError("an indicator, which is 0 for some outcomes, stands in a denominator.")
+        if exponent < 0 and rest is not None and _is_zero_for_some(rest):
+            raise NoValueError("a denominator is 0 within a set of outcomes, or outside of it.")
         powers, scale = _times((), tuple((unknown, e * exponent) for unknown, e in content))  # 1/√2 becomes √2/2
         result = Poly({powers: scale}) * _rational_power(size, exponent)
         return result if rest is None else result * Poly({((intern(("sum", rest)), exponent),): Fraction(1)})
@@ -118,6 +120,8 @@ class Poly:
             raise NoValueError(f"the logarithm of {size} times something positive was asked for.")
         if any(_unknown[unknown][0] == "indicator" for unknown, _ in content):
             raise NoValueError("the logarithm of an indicator, which is 0 for some outcomes, was asked for.")
+        if rest is not None and _is_zero_for_some(rest):
+            raise NoValueError("a logarithm is of 0 within a set of outcomes, or outside of it.")
         result = Poly()
         for unknown, exponent in content:
             result = result + _log_of(unknown) * Poly(exponent)
@@ -189,6 +193,17 @@ def _is_not_negative(unknown: int) -> bool:
     if kind == "real" and isinstance(rest[0], tuple) and rest[0][0] == "moment":  # such as the chance of a set
         return all(_is_not_negative(x) for x, _ in rest[0][1])
     return kind in ("positive", "prime", "exp", "indicator") or (kind == "sum" and Poly(dict(rest[0])).sign() == 1)
+
+
+def _is_zero_for_some(key: tuple) -> bool:
+    """Return whether a sum vanishes where an indicator in it is 0, or where it is 1; as 1 − K does."""
+    indicators = {x for powers, _ in key for x, _ in powers if _unknown[x][0] == "indicator"}
+    for unknown in indicators:
+        outside = Poly({powers: c for powers, c in key if unknown not in dict(powers)})
+        inside = sum((Poly({tuple(y for y in powers if y[0] != unknown): c}) for powers, c in key), Poly())
+        if not cleared(outside).terms or not cleared(inside).terms:
+            return True
+    return False
 
 
 def _split_by_sign(poly: Poly) -> tuple[Powers, Fraction, tuple | None]:

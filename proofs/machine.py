@@ -26,6 +26,7 @@ from proofs.worlds import OUTCOMES, Listed, Numbers, Space, Tokens, Tree, World
 Env = Mapping[object, object]
 INDICATED = (1, 0, 1)  # which of three outcomes an indicator holds for
 LENGTHS = (1, 3, 4)
+ORDERS = 2  # of derivatives
 POINTWISE = (lang.Larger, lang.Smaller, lang.Ratio, lang.SG)
 SAMPLES = 4  # of a group of any size: as many sums over it may stand in one another
 _SIGNS = (1, -1, 1)  # of a falling, convex function's value, slope and curvature
@@ -80,6 +81,8 @@ class Machine:
 
     def evaluate(self, e: sp.Expr, order: int, env: Env) -> Jet:
         """Return the expression's value and its first derivatives. Source: definitions."""
+        if order > ORDERS:
+            raise ValueError(f"no derivative beyond the order {ORDERS} is taken.")
         if e.is_Rational:
             return self.constant(e, order)
         key = (e, order, frozenset(env.items()))
@@ -104,6 +107,8 @@ class Machine:
             return self._power(e, order, env)
         if e in (sp.oo, -sp.oo, sp.zoo, sp.nan, sp.I, sp.pi):
             raise NoValueError(f"{e} is no number that a claim may hold.")
+        if not isinstance(e, lang.Node) and e.func not in (sp.log, sp.exp, sp.asin, *sym.DERIVATIVE):
+            raise ValueError(f"{e.func} is no word of the language.")
         return getattr(self, f"_{e.func.__name__}")(e, order, env)
 
     def _power(self, e: sp.Expr, order: int, env: Env) -> Jet:
@@ -189,6 +194,8 @@ class Machine:
             return self.evaluate(sp.log(sym.v), order, env)
         if e == sym.G and isinstance(self.group, int):
             return self.constant(self.group, order)
+        if e == sym.Z and self._old_adds_up:
+            return self.constant(1, order)
         if e not in sym.KINDS or (e == sym.T and self.world.equal_lengths and "y" not in env):
             return self._free(e, order)
         if "y" in env:
@@ -234,8 +241,7 @@ class Machine:
         orders = order if live else 0
         tail = [self.number(0)] * (order - orders)
         if e == sym.q and e not in self.world.at:
-            mass = self.constant(1, order) if self.world.old_is_normalised else self._free(sym.Z, order)
-            return times(mass, self._of_outcome(sym.q_tilde, order, x))
+            return times(self.symbol(sym.Z, order, {}), self._of_outcome(sym.q_tilde, order, x))
         if orders and self.direction is not None:
             if e != sym.z:
                 self._check_direction(e, order)
@@ -257,6 +263,10 @@ class Machine:
             return [self.indicated(e, x)] + tail
         positive = kind in (sym.LIVE_POLICY, sym.POLICY, sym.MEASURE, sym.LENGTH)
         return [self._atom(e, x, k, positive=positive and k == 0) for k in range(orders + 1)] + tail
+
+    @property
+    def _old_adds_up(self) -> bool:
+        return self.world.old_is_normalised or isinstance(self.world, Tree)
 
     @property
     def _is_generic(self) -> bool:
@@ -410,6 +420,7 @@ class Machine:
         """Refuse a derivative in what is no number of its own."""
         algebra = isinstance(self.world, Numbers)
         named = number in self.definitions or number in (sym.log_v, sym.G, sym.falling, sym.to_lagrange)
+        named |= number == sym.Z and self._old_adds_up
         if not number.is_Symbol or named or (not algebra and (number in sym.KINDS or number in sym.RATIOS)):
             raise ValueError(f"{number} is no number that can move alone.")
 

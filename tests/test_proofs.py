@@ -36,6 +36,7 @@ from proofs.certificate import (
     GROUPS,
     LESS,
     NO_COMBINATION,
+    NORMALISED,
     POSITIVE,
     TREES,
     Claim,
@@ -574,6 +575,25 @@ def test_definitions_and_logs_are_read_in_every_relation():
     assert is_proved(of_w) and of_w.known == (r"p := 2\,\beta",)
 
 
+def test_what_the_language_cannot_say_is_refused():
+    hidden = related((v - 1) ** 2 - 2 * (SG(v) - 1) ** 2, DIVERGENCE, 0, Numbers())
+    with pytest.raises(ValueError, match="hides how a function curves"):
+        is_proved(hidden)
+    assert is_refuted(hidden)
+    with pytest.raises(ValueError, match="no word of the language"):
+        is_proved(equal(sp.sqrt(R**2), R))
+    with pytest.raises(ValueError, match="no derivative beyond"):
+        is_proved(equal(Grad(Grad(Grad(E(p, R)))), 0))
+
+
+def test_a_normalised_policy_has_mass_one():
+    for world in (NORMALISED, GROUPS, TREES, Tree()):
+        assert is_proved(equal(E(q, sp.Integer(1)), Z, world)) and not is_refuted(equal(E(q, sp.Integer(1)), Z, world))
+        with pytest.raises(ValueError, match="move alone"):
+            is_proved(equal(By(Z * beta, Z), beta, world))
+    assert is_proved(equal(E(q, sp.Integer(1)), Z)) and is_refuted(equal(Z, 1))
+
+
 def test_given_probabilities_have_their_own_mass():
     half = sp.Rational(1, 2)
     for mass, values in ((1, (half, half)), (2, (half, 3 * half))):
@@ -617,6 +637,8 @@ def test_what_divides_by_zero_is_not_proved():
         equal(E(p, J / K), 1, J=K),
         equal(E(K, R / K), Total(R)),
         equal(E(p, sp.log(K)), E(p, sp.log(K))),
+        equal(E(p, J / (1 - K)), 1, J=1 - K),
+        equal(E(p, sp.log(p - p * K)), E(p, sp.log(p - p * K))),
     ):
         with pytest.raises(NoValueError):
             is_proved(statement)
