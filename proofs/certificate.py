@@ -201,8 +201,8 @@ def quantifiers(statement: Statement) -> dict[str, str]:
     if world.at:
         found["values"] = ", ".join(f"{x.name} = {_plain(value)}" for x, value in world.at.items())
         return found
-    ratios = {x for e in names & set(sym.RATIOS) for x in sym.RATIOS[e].free_symbols} if sym.q not in names else set()
-    used = names | ratios | {x for e in names & set(sym.RATIOS) for x in sym.RATIOS[e].free_symbols}
+    ratios = {x for e in names & (sym.RATIOS.keys() - statement.definitions.keys()) for x in sym.RATIOS[e].free_symbols}
+    used = names | ratios
     if not isinstance(world, Numbers):
         policies = (used & {sym.p, sym.q, sym.q_tilde, sym.r, sym.s}) - (statement.definitions.keys() - {sym.p})
         if sym.p in policies and sym.p not in statement.definitions:

@@ -177,6 +177,8 @@ class Machine:
         if e in self.definitions:
             return self.evaluate(self.definitions[e], order, env)
         if e in (sym.payoff, sym.transposed):
+            if "against" not in env or "x" not in env:
+                raise ValueError("a payoff is that of an outcome against an opponent's.")
             pair = (env["x"], env["against"]) if e == sym.payoff else (env["against"], env["x"])
             return [self.unknown((sym.payoff.name, pair), positive=False)] + [self.number(0)] * order
         if e in sym.RATIOS and "y" not in env and "x" not in env:
@@ -210,8 +212,6 @@ class Machine:
 
     def _free(self, e: sp.Symbol, order: int) -> Jet:
         """Return a number that no outcome changes; in Numbers those of `region` may move."""
-        if e == sym.R and self.world.right and self.moving == sym.R:
-            raise ValueError("a reward of 0 or 1 does not move.")
         known = {*self.world.at, *(x for x, _, _ in self.world.region)}
         if (e == sym.K or (e == sym.R and self.world.right)) and e not in known:
             return [self.indicated(e, ())] + [self.number(0)] * order
@@ -254,6 +254,8 @@ class Machine:
             return ([value, slope] + [self.number(0)] * order)[: order + 1]
         if self.world.right and e == sym.R and not self._is_generic:
             return self.constant(self.right[x], order)
+        if self.world.right and e == sym.R:
+            return [self.indicated(e, x), *tail]
         if not self.exact and e not in self.world.at:
             if kind == sym.INDICATOR:
                 return self.constant(INDICATED[x % 3], order)
@@ -368,10 +370,7 @@ class Machine:
     def _divergence(self, e: sp.Expr, order: int, env: Env) -> Jet:
         tokens = e.atoms(lang.At)
         if "y" in env and tokens:
-            if (
-                len({(token.args[1], token.args[2]) for token in tokens}) > 1
-                or next(iter(tokens)).args[2] != lang.WITHIN
-            ):
+            if not all(self._is_of_token(x, next(iter(tokens)).args[1]) for x in e.args):
                 raise ValueError(f"{e} is taken of one token, given those before it.")
             return self._next(e.func.definition(*e.args), next(iter(tokens)).args[1], order, env)
         return self.total(lambda inner: self.evaluate(e.func.definition(*e.args), order, inner), order, env)
@@ -419,7 +418,8 @@ class Machine:
     def _check_moves(self, number: sp.Expr) -> None:
         """Refuse a derivative in what is no number of its own."""
         algebra = isinstance(self.world, Numbers)
-        named = number in self.definitions or number in (sym.log_v, sym.G, sym.falling, sym.to_lagrange)
+        named = number == sym.K or (number == sym.R and self.world.right)  # which are 0 or 1
+        named |= number in self.definitions or number in (sym.log_v, sym.G, sym.falling, sym.to_lagrange)
         named |= number == sym.Z and self._old_adds_up
         if not number.is_Symbol or named or (not algebra and (number in sym.KINDS or number in sym.RATIOS)):
             raise ValueError(f"{number} is no number that can move alone.")
@@ -569,15 +569,15 @@ class Machine:
 
     def _At(self, e: sp.Expr, order: int, env: Env) -> Jet:  # noqa: N802
         value, index, scope = e.args
-        if index not in env:
-            raise ValueError(f"no sum runs over the index {index}.")
-        n = env[index]
+        n = self._position(index, env)
         if "y" not in env:
             if scope != lang.WITHIN:
                 raise ValueError(f"the samples of a group have no order, which {scope} asks for.")
             x = env.get(("sample", n), ("sample", n))
             return self.evaluate(value, order, {**env, "x": x})
         self._check_token(value, scope)
+        if n > len(env["y"]) + (scope in (lang.PAST, lang.LAST)):
+            raise ValueError(f"the response has no token {n}.")
         if value in sym.RATIOS:
             above, below = (lang.At(x, index, scope) for x in sym.RATIOS[value].as_numer_denom())
             return self.evaluate(above / below, order, env)
@@ -590,6 +590,11 @@ class Machine:
             return self._step(value, y[: n - 1], y[n - 1], order)
         return self._chance(value, y[: n - 1] if scope == lang.PAST else y[:n], order)
 
+    def _position(self, index: sp.Symbol, env: Env) -> int:
+        if index not in env:
+            raise ValueError(f"no sum runs over the index {index}.")
+        return env[index]
+
     def _check_token(self, value: sp.Expr, scope: sp.Symbol) -> None:
         """Refuse what one token does not have: only policies and their ratios do, and R, of what was written so far."""
         plain = value.args[0] if value.func is lang.SG else value
@@ -597,6 +602,16 @@ class Machine:
         known = plain in policies or value in sym.RATIOS or (value == sym.R and scope == lang.WITHIN)
         if not known or {plain, *sym.RATIOS.get(plain, sp.S.Zero).free_symbols} & set(self.definitions):
             raise ValueError(f"what {value} is of one token ({scope}) is not known.")
+
+    def _is_of_token(self, e: sp.Expr, index: sp.Symbol) -> bool:
+        """Return whether an expression holds policies at that token alone, and none at whole responses."""
+        if e.func is lang.At:
+            return e.args[1:] == (index, lang.WITHIN)
+        if e in self.definitions:
+            return self._is_of_token(self.definitions[e], index)
+        if e.is_Symbol:
+            return e not in sym.RATIOS and not (e in sym.KINDS and self._is_policy(e))
+        return all(self._is_of_token(x, index) for x in e.args)
 
     @staticmethod
     def _is_policy(e: sp.Symbol) -> bool:
@@ -674,20 +689,22 @@ class Machine:
         return found
 
     def _next(self, value: sp.Expr, index: sp.Symbol, order: int, env: Env) -> Jet:
-        history = env["y"][: env[index] - 1]
+        history = env["y"][: self._position(index, env) - 1]
         return added(
             [self.evaluate(value, order, {**env, "y": (*history, token)}) for token in self._children(history)]
         )
 
     def _Next(self, e: sp.Expr, order: int, env: Env) -> Jet:  # noqa: N802
         index, measure, value = e.args
+        if not self._is_of_token(measure, index):
+            raise ValueError(f"{measure} draws no token {index}.")
         return self._next(measure * value, index, order, env)
 
     def _Given(self, e: sp.Expr, order: int, env: Env) -> Jet:  # noqa: N802
         index, measure, value = e.args
         if measure not in sym.KINDS or not self._is_policy(measure) or measure in self.definitions:
             raise ValueError(f"how {measure} continues a response is not known.")
-        start = env["y"][: env[index]]
+        start = env["y"][: self._position(index, env)]
         total = []
         for leaf in self.world.leaves:
             if leaf[: len(start)] == start:

@@ -398,6 +398,8 @@ def test_a_number_moves_alone():
         (By(log_v, log_v), 0, Numbers(), {}),
         (By(G, G), 0, OF_THREE, {}),
         (By(SG(beta), beta), 0, Numbers(), {}),
+        (By(K, K), 0, Numbers(), {}),
+        (By(R, R), 0, Numbers(right=True), {}),
         (InReward(p), Grad(p), ANY, {}),
         (Along(g), Grad(g), ANY, {}),
         (Along(p), Grad(p), TREES, {}),
@@ -456,13 +458,17 @@ def test_an_arcsine_is_enclosed():
         (E(q, over(t, at(p, t) / at(q, t))), E(q, T), {"p": 2 * beta}),
         (E(q, over(t, Given(t, p, sp.Integer(1)))), E(q, T), {"p": 2 * beta}),
         (E(q, over(t, KL(at(p, t, THROUGH), at(p, t, THROUGH)))), 0, {}),
+        (E(q, over(t, KL(at(p, t), r))), E(q, over(t, KL(at(p, t), SG(r)))), {}),
+        (E(q, over(t, Next(t, p, sp.Integer(1)))), E(q, over(t, at(p, t, PAST))), {}),
+        (E(q, over(t, Next(t, J, sp.Integer(1)))), E(q, over(t, at(p, t, PAST))), {"J": p}),
+        (E(q, over(t, E(p, at(w, t, THROUGH)))), E(q, over(t, E(p, at(w, t, THROUGH)) + 0 * R)), {}),
         (E(q, over(t, over(k, KL(at(p, t), at(r, k))))), E(q, over(t, over(k, KL(at(p, k), at(r, t))))), {}),
     ],
 )
 def test_what_a_token_does_not_have_is_refused(left, right, names):
     """Only policies have a value at one token, and R one of what was written so far; a definition has none."""
     statement = equal(left, right, TREES, **names)
-    with pytest.raises(ValueError, match="not known|one token"):
+    with pytest.raises(ValueError, match="not known|one token|draws no token|has no token"):
         is_proved(statement)
     assert not is_refuted(statement)
 
@@ -479,6 +485,7 @@ def test_in_a_tree_and_in_algebra_symbols_are_what_they_are_elsewhere():
         equal(K**2, K, Numbers()),
         equal(R**2, R, Tree(right=True)),
         equal(R**2, R, Numbers(right=True)),
+        equal(E(p, R**2), E(p, R), Space(right=True)),
         equal(E(q_tilde, R), E(q, R), TREES),
         equal(E(q, over(t, at(q_tilde, t))), E(q, over(t, at(q, t))), TREES),
         equal(T, 2, two),
@@ -582,6 +589,8 @@ def test_what_the_language_cannot_say_is_refused():
     assert is_refuted(hidden)
     with pytest.raises(ValueError, match="no word of the language"):
         is_proved(equal(sp.sqrt(R**2), R))
+    with pytest.raises(ValueError, match="against an opponent"):
+        is_proved(equal(E(p, payoff), 0, GAME))
     with pytest.raises(ValueError, match="no derivative beyond"):
         is_proved(equal(Grad(Grad(Grad(E(p, R)))), 0))
 
@@ -829,6 +838,7 @@ def test_quantifiers_are_read_off_the_world():
     assert all(some[kind].startswith("some") for kind in ("f", "g", "K", "T"))
     assert quantifiers(equal(E(p, R), 0, Tree(any_mass=(p, r))))["π_θ"].startswith("normalised")
     assert quantifiers(equal(E(s, R), 0, Space(any_mass=(s,))))["π_sampler"] == "any, of any mass"
+    assert "π_old" not in quantifiers(equal(E(p, w * R), 0, w=2 * beta))
     assert "π_old" not in quantifiers(equal(E(q, R), 0, q=p)) and "π_ref" not in quantifiers(equal(E(r, R), 0, r=p))
     for claim in CLAIMS.values():
         assert claim.quantifiers["outcomes"] == STATEMENTS[claim.id]["quantifiers"]["outcomes"]
