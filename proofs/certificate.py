@@ -54,11 +54,21 @@ class Statement:
     definitions: Mapping[sp.Symbol, sp.Expr] = field(default_factory=dict)
 
     def __post_init__(self) -> None:
-        """Refuse two symbols that are printed alike: a reader would take them for one."""
+        """Refuse two symbols that are printed alike, and a region that makes a symbol a function of others unsaid."""
         printed: dict[str, sp.Symbol] = {}
         for symbol in self.names | self.definitions.keys():
             if printed.setdefault(lang.name(symbol), symbol) != symbol:
                 raise ValueError(f"two symbols are printed {lang.name(symbol)}.")
+        # π_θ may be w, where π_old stands still, and an equation is printed. Every other symbol of the region has an
+        # unknown of its own.
+        region = [(x, e, text) for x, text, e in self.world.region if x in self.names and (x, e) != (sym.p, sym.w)]
+        rest = [(x, e) for x, e, text in region if text != f"{lang.name(x)}={lang.latex(e)}"]
+        while rest:
+            used = [symbol for _, e in rest for symbol in e.free_symbols - self.names]
+            held = [(x, e) for x, e in rest if all(used.count(symbol) > 1 for symbol in e.free_symbols - self.names)]
+            if len(held) == len(rest):
+                raise ValueError(f"{lang.name(held[0][0])} is fixed by other symbols of the region or the statement.")
+            rest = held
 
     def __str__(self) -> str:
         """Return the LaTeX."""
@@ -378,8 +388,8 @@ def _of_v(statement: Statement, value: sp.Expr) -> sp.Expr:
 
 def _is_convex_and_at_rest(statement: Statement) -> bool:
     """f(1) = f′(1) = 0 and f″ > 0: by Taylor's remainder f ≥ 0, and 0 at 1 alone."""
-    if _of_v(statement, sym.MOVING).has(lang.SG):
-        raise ValueError("a stop-gradient hides how a function curves.")
+    if _of_v(statement, sym.v).has(lang.SG, sym.MOVING):
+        raise ValueError("a stop-gradient, or θ itself, hides how a function of v curves.")
     for argument in (sym.MOVING, 1 / sym.MOVING):  # it has one minimum if it has in 1/v
         function = _of_v(statement, argument)
         region = statement.world.region
@@ -415,8 +425,12 @@ def _is_no_combination(statement: Statement) -> bool:
         machine.table.update(policies)
         machine.generator = [Fraction(n, 3) for n in (2, 5, 1, 4)]
         rows.append([machine.value(column) for column in columns])
-        policies = {key: value for key, value in machine.table.items() if not (isinstance(key, tuple) and key[-1] == 1)}
+        policies = {key: value for key, value in machine.table.items() if not _is_slope(key)}
     return bool(_determinant(rows).sign())
+
+
+def _is_slope(key: object) -> bool:
+    return isinstance(key, tuple) and key[-1] == 1 and key[0] != sym.falling.name
 
 
 def _is_a_combination(statement: Statement) -> bool:

@@ -88,6 +88,7 @@ from proofs.language import (
 from proofs.machine import Machine
 from proofs.stale_sampler import VERSIONS
 from proofs.symbols import (
+    MOVING,
     A,
     G,
     J,
@@ -583,16 +584,29 @@ def test_definitions_and_logs_are_read_in_every_relation():
 
 
 def test_what_the_language_cannot_say_is_refused():
-    hidden = related((v - 1) ** 2 - 2 * (SG(v) - 1) ** 2, DIVERGENCE, 0, Numbers())
-    with pytest.raises(ValueError, match="hides how a function curves"):
-        is_proved(hidden)
-    assert is_refuted(hidden)
+    for value in ((v - 1) ** 2 - 2 * (SG(v) - 1) ** 2, (v - 1) ** 2 + (v - 1) * (MOVING - v)):
+        with pytest.raises(ValueError, match="hides how a function of v curves"):
+            is_proved(related(value, DIVERGENCE, 0, Numbers()))
+        assert is_refuted(related(value, DIVERGENCE, 0, Numbers()))
     with pytest.raises(ValueError, match="no word of the language"):
         is_proved(equal(sp.sqrt(R**2), R))
     with pytest.raises(ValueError, match="against an opponent"):
         is_proved(equal(E(p, payoff), 0, GAME))
     with pytest.raises(ValueError, match="no derivative beyond"):
         is_proved(equal(Grad(Grad(Grad(E(p, R)))), 0))
+
+
+def test_a_region_may_not_fix_one_symbol_by_another():
+    """With b and A made of one x the region 0 < b < 1, 0 < A < 1 proved b = A."""
+    x, y = sp.symbols("x y", positive=True)
+    of_x, of_y = x / (1 + x), y / (1 + y)
+    for region in (((b, "0<b<1", of_x), (A, "0<A<1", of_x)), ((b, "", A),), ((b, "b>0", A**2 / (1 + A**2)),)):
+        with pytest.raises(ValueError, match="fixed by other symbols"):
+            equal(b, A, Numbers(region=region))
+    apart = Numbers(region=((b, "0<b<1", of_x), (A, "0<A<1", of_y)))
+    assert is_refuted(equal(b, A, apart))
+    falls = related(InReward(falling), NO_COMBINATION, (falling,), Numbers())
+    assert not is_proved(falls)
 
 
 def test_a_normalised_policy_has_mass_one():
