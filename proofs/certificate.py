@@ -471,15 +471,23 @@ class Verdict:
         return f"proved; {self.refuted} near misses refuted"
 
 
+def _is_decided(statement: Statement) -> bool:
+    """Return whether it is proved; what the checker refuses is not."""
+    try:
+        return is_proved(statement)
+    except (ArithmeticError, ValueError):
+        return False
+
+
 def check(claim: Claim) -> Verdict:
     """Prove every statement of the claim and refute every near miss.
 
     A near miss that is true fails, and so does one that cannot be decided. The verdict depends on the claim alone.
     Source: `is_proved` and `is_refuted`.
     """
-    unproved = [f"“{statement}” is not proved" for statement in claim.statements if not is_proved(statement)]
+    unproved = [f"“{statement}” is not proved" for statement in claim.statements if not _is_decided(statement)]
     unrefuted = [
-        f"near miss “{name}” is {'true' if is_proved(statement) else 'undecided'}"
+        f"near miss “{name}” is {'true' if _is_decided(statement) else 'undecided'}"
         for name, statement in claim.near_misses.items()
         if not is_refuted(statement)
     ]

@@ -196,6 +196,7 @@ def test_every_claim_is_registered_under_its_own_name():
 
 L = sp.Symbol("L")
 TRUE, FALSE = equal(sp.log(p / q), sp.log(p) - sp.log(q)), equal(p * q, p / q)
+REFUSED = equal(E(p, 1 / K), 1)  # which has no value
 OPEN = equal(Total(sp.log(p + q)), Total(sp.log(p + q) * (p + r) / (p + r)))
 
 
@@ -206,6 +207,8 @@ OPEN = equal(Total(sp.log(p + q)), Total(sp.log(p + q) * (p + r) / (p + r)))
         ((TRUE,), {"a": FALSE, "b": TRUE}, "“b” is true"),
         ((TRUE,), {"a": FALSE}, "1 near misses are stated"),
         ((), {"a": FALSE, "b": FALSE}, "nothing is stated"),
+        ((REFUSED,), {"a": FALSE, "b": FALSE}, "is not proved"),
+        ((TRUE,), {"a": FALSE, "b": REFUSED}, "“b” is undecided"),
     ],
 )
 def test_the_checker_can_fail(statements, near_misses, failure, monkeypatch, capsys):
