@@ -176,6 +176,8 @@ class Machine:
             raise ValueError(f"the index {e} stands where a value should.")
         if e in self.definitions:
             return self.evaluate(self.definitions[e], order, env)
+        if e == sym.J:
+            raise ValueError("an objective that the statement does not define has no value.")
         if e in (sym.payoff, sym.transposed):
             if "against" not in env or "x" not in env:
                 raise ValueError("a payoff is that of an outcome against an opponent's.")
@@ -758,7 +760,7 @@ class Machine:
             return found
         try:
             return self._at_witness(x).sign()
-        except ValueError:
+        except (ArithmeticError, ValueError):
             return None
 
     def value(self, e: sp.Expr) -> Number:

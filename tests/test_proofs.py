@@ -593,6 +593,8 @@ def test_what_the_language_cannot_say_is_refused():
         assert is_refuted(related(value, DIVERGENCE, 0, Numbers()))
     with pytest.raises(ValueError, match="no word of the language"):
         is_proved(equal(sp.sqrt(R**2), R))
+    with pytest.raises(ValueError, match="an objective that the statement does not define"):
+        is_proved(equal(Grad(J), 0))
     with pytest.raises(ValueError, match="against an opponent"):
         is_proved(equal(E(p, payoff), 0, GAME))
     with pytest.raises(ValueError, match="no derivative beyond"):
