@@ -447,6 +447,13 @@ def test_what_moves_is_not_said_to_stand_still():
         assert is_proved(equal(left, right, world)) and not is_refuted(equal(left, right, world))
 
 
+def test_points_without_a_value_are_passed_over():
+    """√E[R] has none where E[R] < 0: three others must agree, and where there are none nothing does."""
+    root = sp.sqrt(E(p, R))
+    assert agrees(equal(root * E(p, A), E(p, root * A))) and not agrees(equal(root, E(p, A)))
+    assert not agrees(equal(sp.sqrt(-E(p, R**2)), sp.sqrt(-E(p, R**2) + b - b * E(p, sp.Integer(1)))))
+
+
 def test_an_arcsine_is_enclosed():
     assert is_refuted(equal(sp.asin(J), 3, J=p / 2)) and not is_refuted(equal(sp.asin(J), sp.Rational(1, 7), J=p / 2))
 
