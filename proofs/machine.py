@@ -13,7 +13,6 @@ from functools import cached_property
 from itertools import product
 
 import sympy as sp
-from mpmath import iv
 
 from proofs import language as lang
 from proofs import symbols as sym
@@ -143,7 +142,7 @@ class Machine:
         inner = self.evaluate(e.args[0], order, env)
         if order > 1:
             raise ValueError("only the derivative of an arcsine is known.")
-        value = inner[0].apply("asin") if self.exact else Real(iv.mpf([-2, 2]))
+        value = inner[0].apply("asin") if self.exact else inner[0].asin()
         slope = (self.number(1) - inner[0] * inner[0]).power(Fraction(-1, 2)) if order else None
         return composed(inner, [value, slope][: order + 1])
 

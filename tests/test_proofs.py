@@ -50,6 +50,7 @@ from proofs.certificate import (
     quantifiers,
     related,
 )
+from proofs.enclosed import Real
 from proofs.exact import NoValueError, Poly, intern, is_zero
 from proofs.group_advantages import GROUP_MEAN_ADVANTAGE, group_gradient
 from proofs.language import (
@@ -455,7 +456,13 @@ def test_points_without_a_value_are_passed_over():
 
 
 def test_an_arcsine_is_enclosed():
-    assert is_refuted(equal(sp.asin(J), 3, J=p / 2)) and not is_refuted(equal(sp.asin(J), sp.Rational(1, 7), J=p / 2))
+    for x in (Fraction(-2, 3), Fraction(0), Fraction(1, 2), Fraction(99, 100)):
+        found = Real(x).asin().interval
+        assert abs(float(found.mid) - float(mpmath.asin(float(x)))) < 1e-15 and found.delta < 1e-40
+    with pytest.raises(NoValueError):
+        Real(2).asin()
+    assert is_refuted(equal(Grad(sp.asin(J) ** 2), Grad(sp.asin(J)), Numbers(), J=p / (p + q)))
+    assert is_refuted(equal(sp.asin(J), 3, J=p / 2)) and not is_refuted(equal(sp.asin(J), sp.asin(2 * J / 2), J=p))
 
 
 @pytest.mark.parametrize(
