@@ -6,6 +6,7 @@ Source: interval arithmetic (mpmath's `iv`): an interval that holds the value an
 from fractions import Fraction
 
 from mpmath import iv
+from mpmath.libmp.libmpi import mpi_atan
 
 from proofs.exact import NoValueError
 
@@ -70,6 +71,11 @@ class Real:
     def exp(self) -> "Real":
         """Return the exponential. Source: definition."""
         return Real(1) if isinstance(self.value, Fraction) and self.value == 0 else Real(iv.exp(self.interval))
+
+    def asin(self) -> "Real":
+        """Return the arcsine, of a number between −1 and 1. Source: asin x = atan(x/√(1 − x²))."""
+        tangent = self * (Real(1) - self * self).power(Fraction(-1, 2))
+        return Real(iv.make_mpf(mpi_atan(tangent.interval._mpi_, iv.prec)))
 
     def sign(self) -> int | None:
         """Return the sign, or None where the interval leaves it open. Source: ours."""

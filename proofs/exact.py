@@ -104,16 +104,24 @@ class Poly:
             return result
         if not self.terms:
             raise ZeroDivisionError("0 has no power below 1")
-        content, size, rest = _split(self)
+        content, size, rest = _split(self) if exponent.denominator == 1 else _split_by_sign(self)
+        if any(_unknown[unknown][0] == "indicator" and e * exponent < 0 for unknown, e in content):
+            raise NoValueError("an indicator, which is 0 for some outcomes, stands in a denominator.")
+        if exponent < 0 and rest is not None and _is_zero_for_some(rest):
+            raise NoValueError("a denominator is 0 within a set of outcomes, or outside of it.")
         powers, scale = _times((), tuple((unknown, e * exponent) for unknown, e in content))  # 1/√2 becomes √2/2
         result = Poly({powers: scale}) * _rational_power(size, exponent)
         return result if rest is None else result * Poly({((intern(("sum", rest)), exponent),): Fraction(1)})
 
     def log(self) -> "Poly":
         """Return the logarithm: of a product the sum of those of its factors. Source: definition."""
-        content, size, rest = _split(self)
+        content, size, rest = _split_by_sign(self)
         if size <= 0:
             raise NoValueError(f"the logarithm of {size} times something positive was asked for.")
+        if any(_unknown[unknown][0] == "indicator" for unknown, _ in content):
+            raise NoValueError("the logarithm of an indicator, which is 0 for some outcomes, was asked for.")
+        if rest is not None and _is_zero_for_some(rest):
+            raise NoValueError("a logarithm is of 0 within a set of outcomes, or outside of it.")
         result = Poly()
         for unknown, exponent in content:
             result = result + _log_of(unknown) * Poly(exponent)
@@ -180,6 +188,43 @@ def _split(poly: Poly) -> tuple[Powers, Fraction, tuple | None]:
     return content, size, (rest * Poly(Fraction(1) / size)).key()
 
 
+def _is_not_negative(unknown: int) -> bool:
+    kind, *rest = _unknown[unknown]
+    if kind == "real" and isinstance(rest[0], tuple) and rest[0][0] == "moment":  # such as the chance of a set
+        return all(_is_not_negative(x) for x, _ in rest[0][1])
+    return kind in ("positive", "prime", "exp", "indicator") or (kind == "sum" and Poly(dict(rest[0])).sign() == 1)
+
+
+def _is_zero_for_some(key: tuple) -> bool:
+    """Return whether a sum vanishes where an indicator in it is 0, or where it is 1; as 1 − K does."""
+    indicators = {x for powers, _ in key for x, _ in powers if _unknown[x][0] == "indicator"}
+    for unknown in indicators:
+        outside = Poly({powers: c for powers, c in key if unknown not in dict(powers)})
+        inside = sum((Poly({tuple(y for y in powers if y[0] != unknown): c}) for powers, c in key), Poly())
+        if not cleared(outside).terms or not cleared(inside).terms:
+            return True
+    return False
+
+
+def _split_by_sign(poly: Poly) -> tuple[Powers, Fraction, tuple | None]:
+    """Return what `_split` does, where only factors whose sign is known are split off.
+
+    √(x²) is |x|, and √(xy) is not √x·√y where both are negative. So the factors that may be negative stay together in
+    one sum. A factor that stands alone with an odd exponent must be positive for the root to exist, and so must one
+    whose own root is in the product.
+    """
+    content, size, rest = _split(poly)
+    whole = [(unknown, Fraction(e)) for unknown, e in content if Fraction(e).denominator == 1]
+    open_ = [(x, e) for x, e in whole if not _is_not_negative(x)]
+    is_open = rest is not None and Poly(dict(rest)).sign() != 1
+    alone = len(open_) == 1 and not is_open and open_[0][1].numerator % 2 == 1 and size > 0
+    if not open_ or alone:
+        return content, size, rest
+    together = Poly({tuple(sorted(open_)): Fraction(1 if size > 0 else -1)}) * Poly(1 if rest is None else dict(rest))
+    chosen = {unknown for unknown, _ in open_}
+    return tuple((x, e) for x, e in content if x not in chosen), abs(size), together.key()
+
+
 def _unknowns(poly: Poly) -> set[int]:
     return {unknown for powers in poly.terms for unknown, _ in powers}
 
@@ -213,6 +258,7 @@ def cleared(poly: Poly, relations: Mapping[int, Poly] | None = None) -> Poly:
     Source: a fraction is zero where its numerator is.
     """
     relations = relations or {}
+    checked: set[int] = set()
     for _ in count():
         if not poly.terms:
             return poly
@@ -220,9 +266,15 @@ def cleared(poly: Poly, relations: Mapping[int, Poly] | None = None) -> Poly:
         ready = sorted(unknown for unknown in sums if any(floor(dict(x).get(unknown, 0)) for x in poly.terms))
         if ready:
             # The newest first: it may be made of the others.
-            poly = _without(poly, ready[-1], Poly(dict(_unknown[ready[-1]][1])))
+            newest, value = ready[-1], Poly(dict(_unknown[ready[-1]][1]))
+            divides = relations and newest not in checked and any(dict(x).get(newest, 0) < 0 for x in poly.terms)
+            if divides and is_zero(value, relations):
+                raise NoValueError("a denominator is 0.")
+            checked.add(newest)
+            poly = _without(poly, newest, value)
             continue
-        held = sorted(unknown for unknown in _unknowns(poly) if unknown in relations)
+        whole = {unknown for powers in poly.terms for unknown, e in powers if floor(e)}
+        held = sorted(unknown for unknown in whole if unknown in relations)
         if not held:
             return poly
         poly = _without(poly, held[-1], relations[held[-1]])
@@ -257,28 +309,51 @@ def limit(poly: Poly, small: int) -> Poly:
     """Return what it tends to as the unknown falls to 0; powers beat logarithms.
 
     Raises:
-        ArithmeticError: it grows without bound.
+        ArithmeticError: it grows without bound, or a factor of it does, or falls to 0 in a denominator.
+        ValueError: the unknown stands in a function of which nothing is known there.
 
     Source: ε^a·(log 1/ε)^b → 0 for a > 0, and for a = 0 > b.
     """
     logarithm, total = intern(("log", small)), Poly()
     for powers, coefficient in poly.terms.items():
         size, slow = dict(powers).get(small, 0), dict(powers).get(logarithm, 0)
+        term = Poly(coefficient)
+        for unknown, exponent in powers:
+            if unknown not in (small, logarithm):
+                term = term * _limit_of(unknown, small).power(Fraction(exponent))
         if size > 0 or (size == 0 and slow < 0):
             continue
         if size < 0 or slow > 0:
             raise ArithmeticError("it grows without bound.")
-        term = Poly(coefficient)
-        for unknown, exponent in powers:
-            term = term * _limit_of(unknown, small).power(Fraction(exponent))
         total = total + term
     return total
 
 
 def _limit_of(unknown: int, small: int) -> Poly:
+    if not _mentions(unknown, small):
+        return Poly({((unknown, Fraction(1)),): Fraction(1)})
     kind, *rest = _unknown[unknown]
     if kind == "sum":
         return limit(Poly(dict(rest[0])), small)
-    if kind == "log" and _unknown[rest[0]][0] == "sum":
-        return _limit_of(rest[0], small).log()
-    return Poly({((unknown, Fraction(1)),): Fraction(1)})
+    if kind == "exp":
+        return limit(Poly({rest[0]: Fraction(1)}), small).exp()
+    if kind == "log":
+        found = _limit_of(rest[0], small)
+        if not found.terms:
+            raise ArithmeticError("a logarithm grows without bound.")
+        return found.log()
+    raise ValueError(f"the limit of {kind} is not known.")
+
+
+def _mentions(unknown: int, small: int) -> bool:
+    """Return whether an unknown stands for something in which another one is."""
+    kind, *rest = _unknown[unknown]
+    if unknown == small or kind in ("prime", "indicator"):
+        return unknown == small
+    if kind == "log":
+        return _mentions(rest[0], small)
+    if kind in ("positive", "real"):
+        moment = isinstance(rest[0], tuple) and rest[0][0] == "moment"
+        return moment and any(_mentions(x, small) for x, _ in rest[0][1])
+    terms = [(rest[0], 1)] if kind == "exp" else rest[0]
+    return any(_mentions(x, small) for powers, _ in terms for x, _ in powers)

@@ -14,7 +14,8 @@ A statement is one object, so that a change is made in what is printed and in wh
 
 A change is refuted as a near miss is: an enclosure at a witness excludes equality. What survives counts as true only
 if an enumeration at three random points agrees to 25 digits, and the exact proof goes through as well; it is listed
-with the reason why the change makes no difference. Anything else fails the run.
+with the reason why the change makes no difference. A change that the language refuses, such as a derivative in v of
+what moves otherwise, has no meaning: it could not be stated. Anything else fails the run.
 
 Source: mutation testing; ours.
 """
@@ -238,20 +239,27 @@ def _of_statement(statement: Statement) -> Iterator[tuple[str, Statement]]:
 
 
 MANY = 60
-REFUTED, NO_VALUE, TRUE, ENUMERATED, SURVIVED = "refuted", "no value", "true", "enumerated", "survived"
+REFUTED, NO_VALUE, NO_MEANING = "refuted", "no value", "no meaning"
+TRUE, ENUMERATED, SURVIVED = "true", "enumerated", "survived"
+VERDICTS = (REFUTED, NO_VALUE, NO_MEANING, TRUE, ENUMERATED, SURVIVED)
 
 
 def verdict(change: Tampered) -> str:
     """Return what becomes of a change. Source: `proofs.certificate`.
 
     refuted: it is false. no value: it is false too, since a side has no real value, such as the logarithm of a negative
-    number, where the statement it was made from has one. true: three points agree and it is proved. enumerated: three
+    number, where the statement it was made from has one. no meaning: the language refuses it, such as a derivative in v
+    of what moves otherwise. true: three points agree and it is proved. enumerated: three
     points agree, but the exact proof does not go through. survived: anything else, which is a failure.
     """
     if is_refuted(change.after):
         return REFUTED
-    if not has_values(change.after):
-        return NO_VALUE if has_values(change.before) else SURVIVED
+    had_values = has_values(change.before)
+    try:
+        if not has_values(change.after):
+            return NO_VALUE if had_values else SURVIVED
+    except ValueError:
+        return NO_MEANING if had_values else SURVIVED
     if change.after.relation == EQUAL and isinstance(change.after.world, Numbers):
         # A comparison may fall out as before at some witnesses: many more are cheap where nothing is summed.
         if witnesses_against(change.after, range(MANY)):
@@ -260,7 +268,7 @@ def verdict(change: Tampered) -> str:
         return SURVIVED
     try:
         proved = is_proved(change.after)
-    except ValueError:  # a comparison that signs do not decide
+    except (ArithmeticError, ValueError):  # such as a comparison that signs do not decide
         proved = False
     return TRUE if proved else ENUMERATED if change.after.relation in (EQUAL, DIVERGENCE) else SURVIVED
 
@@ -314,11 +322,10 @@ def main(names: list[str]) -> int:
                 print(f"{found}: {change}", flush=True)
                 kept.append(change)
     kinds = sorted({kind for kind, _ in counts})
-    verdicts = (REFUTED, NO_VALUE, TRUE, ENUMERATED, SURVIVED)
-    print(f"{'kind':<10}" + "".join(f"{x:>13}" for x in verdicts))
+    print(f"{'kind':<10}" + "".join(f"{x:>13}" for x in VERDICTS))
     for kind in kinds:
-        print(f"{kind:<10}" + "".join(f"{counts[kind, x]:>13}" for x in verdicts))
-    print(f"{'all':<10}" + "".join(f"{sum(counts[kind, x] for kind in kinds):>13}" for x in verdicts))
+        print(f"{kind:<10}" + "".join(f"{counts[kind, x]:>13}" for x in VERDICTS))
+    print(f"{'all':<10}" + "".join(f"{sum(counts[kind, x] for kind in kinds):>13}" for x in VERDICTS))
     return int(bool(kept))
 
 

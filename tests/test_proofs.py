@@ -30,11 +30,13 @@ from proofs.best_response import GAME
 from proofs.certificate import (
     ANY,
     ANY_MASS,
+    DIFFERENT,
     DIVERGENCE,
     EQUAL,
     GROUPS,
     LESS,
     NO_COMBINATION,
+    NORMALISED,
     POSITIVE,
     TREES,
     Claim,
@@ -48,19 +50,32 @@ from proofs.certificate import (
     quantifiers,
     related,
 )
-from proofs.exact import Poly, intern, is_zero
+from proofs.enclosed import Real
+from proofs.exact import NoValueError, Poly, intern, is_zero
 from proofs.group_advantages import GROUP_MEAN_ADVANTAGE, group_gradient
 from proofs.language import (
+    BEFORE,
     FROM,
     KL,
     LAST,
+    NOT,
     PAST,
     SG,
+    THROUGH,
+    Along,
     By,
     E,
+    Given,
     Grad,
+    InReward,
     Larger,
+    Limit,
+    Next,
     OfGroup,
+    OfOthers,
+    Partial,
+    Ratio,
+    Slope,
     Total,
     Versus,
     at,
@@ -74,17 +89,27 @@ from proofs.language import (
 from proofs.machine import Machine
 from proofs.stale_sampler import VERSIONS
 from proofs.symbols import (
+    MOVING,
     A,
     G,
+    J,
     K,
     R,
+    S,
     T,
     Z,
+    a,
     b,
     beta,
+    falling,
+    g,
+    h,
     i,
     j,
+    k,
+    lagrange,
     log_v,
+    loss,
     p,
     payoff,
     q,
@@ -92,6 +117,7 @@ from proofs.symbols import (
     r,
     s,
     t,
+    to_lagrange,
     transposed,
     u,
     v,
@@ -169,7 +195,9 @@ def test_every_claim_is_registered_under_its_own_name():
 
 # The checker itself
 
+L = sp.Symbol("L")
 TRUE, FALSE = equal(sp.log(p / q), sp.log(p) - sp.log(q)), equal(p * q, p / q)
+REFUSED = equal(E(p, 1 / K), 1)  # which has no value
 OPEN = equal(Total(sp.log(p + q)), Total(sp.log(p + q) * (p + r) / (p + r)))
 
 
@@ -180,6 +208,8 @@ OPEN = equal(Total(sp.log(p + q)), Total(sp.log(p + q) * (p + r) / (p + r)))
         ((TRUE,), {"a": FALSE, "b": TRUE}, "“b” is true"),
         ((TRUE,), {"a": FALSE}, "1 near misses are stated"),
         ((), {"a": FALSE, "b": FALSE}, "nothing is stated"),
+        ((REFUSED,), {"a": FALSE, "b": FALSE}, "is not proved"),
+        ((TRUE,), {"a": FALSE, "b": REFUSED}, "“b” is undecided"),
     ],
 )
 def test_the_checker_can_fail(statements, near_misses, failure, monkeypatch, capsys):
@@ -223,6 +253,68 @@ def test_at_any_group_size_sums_beside_each_other_are_not_taken_for_one(value):
         is_proved(equal(OfGroup(q, value), G**2 * E(q, R**2), GROUPS))
     nested = over(i, at(R, i) * over(j, at(R, j)))
     assert is_proved(equal(OfGroup(q, nested), G * E(q, R**2) + G * (G - 1) * E(q, R) ** 2, GROUPS))
+
+
+def _of_pairs(value, relation=NOT):
+    return OfGroup(q, over(i, over(j, value, relation, i)))
+
+
+def _of_samples(value):
+    return OfGroup(q, over(i, value))
+
+
+OF_THREE = Listed(old_is_normalised=True, group=3)
+
+
+@pytest.mark.parametrize(
+    ("left", "right", "world"),
+    [
+        (_of_pairs(at(R, i) * at(R, j), BEFORE), G * (G - 1) * E(q, R) ** 2, GROUPS),
+        (
+            _of_pairs(at(R, i) * at(R, j) / (at(T, i) + at(T, j))),
+            E(q, R) * _of_pairs(at(R, i) / (at(T, i) + at(T, j))),
+            GROUPS,
+        ),
+        (_of_samples(at(R, i) * OfGroup(q, at(R, i))), G * E(q, R) ** 2, GROUPS),
+        (over(i, at(R, i)) * over(j, at(A, j)), G * over(i, at(R, i) * at(A, i)), GROUPS),
+        (_of_samples(at(R, i, PAST)), _of_samples(at(R, i)), GROUPS),
+        (OfGroup(q, sp.Integer(1)), Z**4, Space(group=G)),
+        (OfGroup(p, sp.Integer(1)), E(p, sp.Integer(1)) ** 4, Space(any_mass=(p,), group=G)),
+        (
+            OfOthers(q, over(i, at(R, i) * OfOthers(q, at(R, i)))),
+            OfOthers(q, over(i, at(R, i))) * E(q, R),
+            OF_THREE,
+        ),
+        (_of_samples(at(R, i, LAST)), _of_samples(at(R, i)), OF_THREE),
+        (OfGroup(q, over(i, at(R, i), BEFORE, j)), sp.Integer(0), OF_THREE),
+        (E(p, OfGroup(q, over(i, at(R, i)))), OfGroup(q, over(i, R)), Tree(old_is_normalised=True, group=3)),
+        (OfGroup(q, over(i, at(R, i))), G * R, Numbers(group=3)),
+    ],
+)
+def test_what_a_group_does_not_say_is_refused(left, right, world):
+    """An order of samples, a group in a group, a sum outside of one, a function of two samples, a mass of any size."""
+    with pytest.raises(ValueError, match="group|index"):
+        is_proved(equal(left, right, world))
+
+
+def test_five_sums_over_a_group_of_any_size_are_too_many():
+    indices = [*map(sp.Symbol, "abcde")]
+    value = at(R, indices[-1])
+    for n in reversed(range(5)):
+        value = over(indices[n], value)
+    with pytest.raises(ValueError, match="4 sums"):
+        is_proved(equal(OfGroup(q, value), G**5 * E(q, R), GROUPS))
+    assert is_proved(equal(OfGroup(q, value.args[0].subs(indices[0], indices[1])), G**4 * E(q, R), GROUPS))
+
+
+def test_a_group_keeps_the_outcome_at_which_it_is_drawn():
+    for world in (GROUPS, OF_THREE):
+        drawn = E(q, R * OfGroup(q, over(i, at(R, i))))
+        assert is_proved(equal(drawn, G * E(q, R) ** 2, world)) and not is_refuted(
+            equal(drawn, G * E(q, R) ** 2, world)
+        )
+        assert is_proved(equal(E(q, OfGroup(q, R)), E(q, R), world))
+        assert not is_refuted(equal(E(q, OfGroup(q, R)), E(q, R), world))
 
 
 def test_a_history_of_two_tokens_tells_the_last_ones_weight_from_the_products():
@@ -299,6 +391,301 @@ def test_a_number_moves_alone():
         with pytest.raises(ValueError, match="take one of them"):
             is_proved(equal(mixed, 0))
     assert latex(By(KL(p, r), beta)) == r"\frac{\partial}{\partial \beta}KL(p\|r)"
+
+
+@pytest.mark.parametrize(
+    ("left", "right", "world", "names"),
+    [
+        (By(J, J), 0, ANY, {"J": 2 * beta}),
+        (By(p, p), 0, ANY, {}),
+        (By(E(p, R), R), 0, ANY, {}),
+        (By(beta**2, beta**2), 0, Numbers(), {}),
+        (By(log_v, log_v), 0, Numbers(), {}),
+        (By(G, G), 0, OF_THREE, {}),
+        (By(SG(beta), beta), 0, Numbers(), {}),
+        (By(K, K), 0, Numbers(), {}),
+        (By(R, R), 0, Numbers(right=True), {}),
+        (InReward(p), Grad(p), ANY, {}),
+        (Along(g), Grad(g), ANY, {}),
+        (Along(p), Grad(p), TREES, {}),
+        (Along(p), Grad(p), Numbers(), {}),
+        (Grad(E(p, R), a), Grad(E(p, R), h), ANY, {}),
+        (Grad(Grad(z**2, a), h), Grad(Grad(z**2, a), a), ANY, {}),
+        (Grad(Larger(p, SG(p))), Grad(p), Numbers(), {}),
+        (Partial(p * g), g + p * Grad(g) / Grad(p), ANY, {}),
+        (Partial(E(p, R)), Grad(E(p, R)) / Grad(p), ANY, {}),
+        (Slope(v * g, v), v * g + v**2 * Grad(g) / Grad(v), ANY, {}),
+        (Slope(v * w, v), v * w + v**2 * Grad(w) / Grad(v), Numbers(), {}),
+        (Grad(E(p, R)), E(p, R), Listed(at={p: (sp.Rational(1, 3),) * 3}), {}),
+    ],
+)
+def test_what_moves_otherwise_is_refused(left, right, world, names):
+    """A derivative in a name, an expression, a policy; in two directions at once; in one that is not given."""
+    statement = equal(left, right, world, **names)
+    with pytest.raises(ValueError, match="move|constant in|another direction|no derivative|own value"):
+        is_proved(statement)
+    assert not is_refuted(statement)
+
+
+def test_what_moves_is_not_said_to_stand_still():
+    for left, right, world in (
+        (By(falling, R), 0, Numbers()),
+        (InReward(R), 0, Numbers()),
+        (By(to_lagrange, lagrange), 0, Numbers()),
+        (Grad(loss), 0, Numbers()),
+        (Grad(z), z, Space(ray=True)),
+        (Grad(z), a, ANY),
+        (Grad(Grad(z)), 0, ANY),
+    ):
+        assert not is_proved(equal(left, right, world)) and is_refuted(equal(left, right, world))
+    for left, right, world in (
+        (Grad(falling), 0, Numbers()),
+        (InReward(R * to_lagrange), to_lagrange - R, Numbers()),
+        (Along(z), z, Space(ray=True)),
+        (Grad(z, a), a, ANY),
+        (Slope(SG(v) * v, v), v**2, Numbers()),
+    ):
+        assert is_proved(equal(left, right, world)) and not is_refuted(equal(left, right, world))
+
+
+def test_points_without_a_value_are_passed_over():
+    """√E[R] has none where E[R] < 0: three others must agree, and where there are none nothing does."""
+    root = sp.sqrt(E(p, R))
+    assert agrees(equal(root * E(p, A), E(p, root * A))) and not agrees(equal(root, E(p, A)))
+    assert not agrees(equal(sp.sqrt(-E(p, R**2)), sp.sqrt(-E(p, R**2) + b - b * E(p, sp.Integer(1)))))
+
+
+def test_an_arcsine_is_enclosed():
+    for x in (Fraction(-2, 3), Fraction(0), Fraction(1, 2), Fraction(99, 100)):
+        found = Real(x).asin().interval
+        assert abs(float(found.mid) - float(mpmath.asin(float(x)))) < 1e-15 and found.delta < 1e-40
+    with pytest.raises(NoValueError):
+        Real(2).asin()
+    assert is_refuted(equal(Grad(sp.asin(J) ** 2), Grad(sp.asin(J)), Numbers(), J=p / (p + q)))
+    assert is_refuted(equal(sp.asin(J), 3, J=p / 2)) and not is_refuted(equal(sp.asin(J), sp.asin(2 * J / 2), J=p))
+
+
+@pytest.mark.parametrize(
+    ("left", "right", "names"),
+    [
+        (E(q, over(t, Next(t, sp.Integer(1), at(A, t)))), E(q, T), {}),
+        (E(q, over(t, Next(t, sp.Integer(1), at(SG(w), t)))), E(q, T), {}),
+        (E(q, over(t, Next(t, sp.Integer(1), at(T, t)))), E(q, T), {}),
+        (E(q, over(t, at(R, t, PAST))), E(q, over(t, at(R, t))), {}),
+        (E(q, over(t, at(w, t))), E(q, T), {"w": 2 * beta}),
+        (E(q, over(t, at(p, t) / at(q, t))), E(q, T), {"p": 2 * beta}),
+        (E(q, over(t, Given(t, p, sp.Integer(1)))), E(q, T), {"p": 2 * beta}),
+        (E(q, over(t, KL(at(p, t, THROUGH), at(p, t, THROUGH)))), 0, {}),
+        (E(q, over(t, KL(at(p, t), r))), E(q, over(t, KL(at(p, t), SG(r)))), {}),
+        (E(q, over(t, Next(t, p, sp.Integer(1)))), E(q, over(t, at(p, t, PAST))), {}),
+        (E(q, over(t, Next(t, J, sp.Integer(1)))), E(q, over(t, at(p, t, PAST))), {"J": p}),
+        (E(q, over(t, E(p, at(w, t, THROUGH)))), E(q, over(t, E(p, at(w, t, THROUGH)) + 0 * R)), {}),
+        (E(q, over(t, over(k, KL(at(p, t), at(r, k))))), E(q, over(t, over(k, KL(at(p, k), at(r, t))))), {}),
+    ],
+)
+def test_what_a_token_does_not_have_is_refused(left, right, names):
+    """Only policies have a value at one token, and R one of what was written so far; a definition has none."""
+    statement = equal(left, right, TREES, **names)
+    with pytest.raises(ValueError, match="not known|one token|draws no token|has no token"):
+        is_proved(statement)
+    assert not is_refuted(statement)
+
+
+def test_in_a_tree_and_in_algebra_symbols_are_what_they_are_elsewhere():
+    """g and the losses move in θ, K and a reward of 0 or 1 are their own squares, q̃ is q of mass one, T a length."""
+    for value in (g, S, loss, z):
+        assert is_refuted(equal(Grad(E(p, value)), E(p, value * score()), TREES))
+        right = equal(Grad(E(p, value)), E(p, value * score() + Grad(value)), TREES)
+        assert is_proved(right) and not is_refuted(right)
+    two = Tree(leaves=((0, 0), (0, 1)), equal_lengths=True)
+    for true in (
+        equal(E(p, K**2), E(p, K), TREES),
+        equal(K**2, K, Numbers()),
+        equal(R**2, R, Tree(right=True)),
+        equal(R**2, R, Numbers(right=True)),
+        equal(E(p, R**2), E(p, R), Space(right=True)),
+        equal(E(q_tilde, R), E(q, R), TREES),
+        equal(E(q, over(t, at(q_tilde, t))), E(q, over(t, at(q, t))), TREES),
+        equal(T, 2, two),
+    ):
+        assert is_proved(true) and not is_refuted(true)
+    assert is_refuted(equal(R**2, R, TREES)) and is_refuted(equal(K, 1, TREES)) and is_refuted(equal(K, 0, TREES))
+
+
+epsilon = sp.Symbol("epsilon", positive=True)
+
+
+@pytest.mark.parametrize(
+    ("left", "right", "world"),
+    [
+        (Limit(epsilon / (sp.sqrt(1 + epsilon) - 1), epsilon), 0, Numbers()),
+        (Limit(epsilon * sp.exp(1 / epsilon), epsilon), 0, Numbers()),
+        (Limit(epsilon * sp.log(sp.sqrt(1 + epsilon) - 1), epsilon), 0, Numbers()),
+        (Limit(f(p + epsilon), epsilon), f(p + epsilon), Numbers()),
+        (Limit(v, v), v, Numbers()),
+        (Limit(b, b), b, Numbers()),
+        (Grad(Limit(p + epsilon, epsilon)), 0, Numbers()),
+        (By(Limit(beta + epsilon, epsilon), beta), 0, Numbers()),
+        (Limit(E(p, sp.log(T + epsilon)), epsilon), E(p, sp.log(T + epsilon)), ANY),
+        (Limit(E(p, T) + epsilon, epsilon), E(p, T), OF_THREE),
+        (Total(sp.Integer(1)), 3, Numbers()),
+        (KL(p, q), p * sp.log(p / q), Numbers()),
+        (Versus(s, R), R, ANY),
+        (Ratio(A, A), 1, ANY),
+        (E(p, Ratio(K, K)), 1, ANY),
+    ],
+)
+def test_what_has_no_value_that_is_known_is_refused(left, right, world):
+    """A limit of 0/0, of ∞·0, of any function, or with a derivative; sums in algebra; 0/0 at some values."""
+    with pytest.raises(
+        (ArithmeticError, ValueError), match="power below|bound|known|fall|limit in|algebra|listed|is 0"
+    ):
+        is_proved(equal(left, right, world))
+
+
+def test_limits_and_ratios_that_are_known():
+    for left, right in (
+        (Limit(sp.exp(epsilon + b), epsilon), sp.exp(b)),
+        (Limit(sp.log(p + epsilon), epsilon), sp.log(p)),
+        (Limit(f(p) + epsilon, epsilon), f(p)),
+        (Limit(epsilon * f(b) / (1 + epsilon), epsilon), 0),
+        (Ratio(p, p + q), p / (p + q)),
+        (Ratio(b, sp.sqrt(2) - 1), b / (sp.sqrt(2) - 1)),
+        (Ratio(b, J), 0),
+    ):
+        statement = equal(left, right, Numbers(), J=sp.log(4) - 2 * sp.log(2))
+        assert is_proved(statement) and not is_refuted(statement)
+    assert is_refuted(equal(Limit(sp.exp(epsilon), epsilon), 2, Numbers())) and is_refuted(
+        equal(Limit(b + epsilon, epsilon), 2 * b, Numbers())
+    )
+    assert is_refuted(equal(E(p, Ratio(K, K)), 1))
+
+
+def test_an_example_proves_nothing_of_what_it_does_not_give():
+    """Of one drawn β it was true that β < 100."""
+    example = Listed(at={p: (sp.Rational(1, 3),) * 3})
+    assert not is_proved(related(beta, LESS, 100, example))
+    assert is_proved(related(beta, POSITIVE, 0, example))
+    assert is_proved(related(E(p, sp.log(p)), LESS, -1, example)) and is_refuted(related(beta, LESS, 0, example))
+    assert not is_refuted(related(sp.log(b), LESS, 0, Numbers(at={b: -1})))
+
+
+def test_rewards_of_0_or_1_are_any_of_them():
+    """Of one right outcome among three it was true that one outcome is right."""
+    assert not is_proved(equal(Total(R), 1, Listed(right=True)))
+    squares = E(p, R**2)
+    for true in (
+        equal(squares, E(p, R), Listed(right=True)),
+        equal(squares / E(p, R), 1, Listed(right=True, outcomes=4)),
+    ):
+        assert is_proved(true) and not is_refuted(true)
+
+
+def test_definitions_and_logs_are_read_in_every_relation():
+    for divergence in (
+        related(J, DIVERGENCE, 0, Numbers(), J=v - 1 - sp.log(v)),
+        related(v - 1 - log_v, DIVERGENCE, 0, Numbers()),
+    ):
+        assert is_proved(divergence) and not is_refuted(divergence)
+    for left, right, world in (
+        (Grad(J), (Grad(KL(p, r)),), Listed(outcomes=4)),
+        (Grad(J), (Grad(KL(p, r)), -Grad(KL(r, p))), Listed(outcomes=4)),
+        (Grad(E(p, sp.Integer(1))), (Grad(E(p, R)),), ANY_MASS),
+    ):
+        outside = related(left, NO_COMBINATION, right, world, J=E(p, R))
+        assert is_proved(outside) and not is_refuted(outside)
+    of_group = OfGroup(q, over(i, at(R, i) * score(at(p, i))))
+    assert not is_proved(related(G * of_group, NO_COMBINATION, (of_group,), GROUPS))
+    of_w = equal(E(q, w), 2 * beta * E(q, 1 / q), p=2 * beta)
+    assert is_proved(of_w) and of_w.known == (r"p := 2\,\beta",)
+
+
+def test_what_the_language_cannot_say_is_refused():
+    for value in ((v - 1) ** 2 - 2 * (SG(v) - 1) ** 2, (v - 1) ** 2 + (v - 1) * (MOVING - v)):
+        with pytest.raises(ValueError, match="hides how a function of v curves"):
+            is_proved(related(value, DIVERGENCE, 0, Numbers()))
+        assert is_refuted(related(value, DIVERGENCE, 0, Numbers()))
+    with pytest.raises(ValueError, match="no word of the language"):
+        is_proved(equal(sp.sqrt(R**2), R))
+    with pytest.raises(ValueError, match="an objective that the statement does not define"):
+        is_proved(equal(Grad(J), 0))
+    with pytest.raises(ValueError, match="against an opponent"):
+        is_proved(equal(E(p, payoff), 0, GAME))
+    with pytest.raises(ValueError, match="no derivative beyond"):
+        is_proved(equal(Grad(Grad(Grad(E(p, R)))), 0))
+
+
+def test_a_region_may_not_fix_one_symbol_by_another():
+    """With b and A made of one x the region 0 < b < 1, 0 < A < 1 proved b = A."""
+    x, y = sp.symbols("x y", positive=True)
+    of_x, of_y = x / (1 + x), y / (1 + y)
+    for region in (((b, "0<b<1", of_x), (A, "0<A<1", of_x)), ((b, "", A),), ((b, "b>0", A**2 / (1 + A**2)),)):
+        with pytest.raises(ValueError, match="fixed by other symbols"):
+            equal(b, A, Numbers(region=region))
+    apart = Numbers(region=((b, "0<b<1", of_x), (A, "0<A<1", of_y)))
+    assert is_refuted(equal(b, A, apart))
+    falls = related(InReward(falling), NO_COMBINATION, (falling,), Numbers())
+    assert not is_proved(falls)
+
+
+def test_a_normalised_policy_has_mass_one():
+    for world in (NORMALISED, GROUPS, TREES, Tree()):
+        assert is_proved(equal(E(q, sp.Integer(1)), Z, world)) and not is_refuted(equal(E(q, sp.Integer(1)), Z, world))
+        with pytest.raises(ValueError, match="move alone"):
+            is_proved(equal(By(Z * beta, Z), beta, world))
+    assert is_proved(equal(E(q, sp.Integer(1)), Z)) and is_refuted(equal(Z, 1))
+
+
+def test_given_probabilities_have_their_own_mass():
+    half = sp.Rational(1, 2)
+    for mass, values in ((1, (half, half)), (2, (half, 3 * half))):
+        given = Listed(outcomes=2, at={q: values})
+        for true in (equal(q, Z * q_tilde, given), equal(Z, mass, given), equal(E(q_tilde, sp.Integer(1)), 1, given)):
+            assert is_proved(true) and not is_refuted(true)
+
+
+def test_two_symbols_that_are_printed_alike_are_refused():
+    for other in (sp.Symbol("b", positive=True), sp.Symbol("c_")):
+        with pytest.raises(ValueError, match="two symbols are printed"):
+            equal(b * beta * sp.Symbol("c"), other)
+
+
+def test_a_root_of_a_square_is_not_its_base():
+    """√(x²) is |x|; √x·√y is √(xy) only where x and y are known not to be negative."""
+    first, second, third = E(p, R), E(p, A), E(p, R * A)
+    for left, right, names in (
+        (sp.sqrt(first**2), first, {}),
+        (sp.exp(sp.log(first**2) / 2), first, {}),
+        (sp.log(first**2), 2 * sp.log(first), {}),
+        (sp.sqrt(1 / J**2), 1 / (p - q), {"J": p - q}),
+        (sp.sqrt(first**2 * E(p, T) + first**2), first * sp.sqrt(E(p, T) + 1), {}),
+        (sp.sqrt(first * second) * sp.sqrt(second * third) * sp.sqrt(first * third), first * second * third, {}),
+    ):
+        assert not is_proved(equal(left, right, **names))
+    for left, right in (
+        (sp.sqrt(first**2) ** 2, first**2),
+        (sp.sqrt(E(p, T) ** 2), E(p, T)),
+        (sp.sqrt(E(p, K) ** 2 * (1 - E(p, K))), E(p, K) * sp.sqrt(1 - E(p, K))),
+        (sp.sqrt(first * E(p, T)), sp.sqrt(first) * sp.sqrt(E(p, T))),
+    ):
+        assert is_proved(equal(left, right)) and not is_refuted(equal(left, right))
+
+
+def test_what_divides_by_zero_is_not_proved():
+    """0/0 is not 5, 1/K has no value for the outcomes outside of K, and both sides must have a value."""
+    nothing, three = E(p, sp.Integer(1)) - 1, Listed(old_is_normalised=True)
+    for statement in (
+        equal(J / L, 5, three, J=nothing, L=nothing),
+        equal(E(p, J / K), 1, J=K),
+        equal(E(K, R / K), Total(R)),
+        equal(E(p, sp.log(K)), E(p, sp.log(K))),
+        equal(E(p, J / (1 - K)), 1, J=1 - K),
+        equal(E(p, sp.log(p - p * K)), E(p, sp.log(p - p * K))),
+    ):
+        with pytest.raises(NoValueError):
+            is_proved(statement)
+        assert not is_refuted(statement)
+    assert not is_proved(equal(Total(sp.sqrt(p)), 1, three)) and is_refuted(equal(Total(sp.sqrt(p)), 1, three))
 
 
 # Exact numbers
@@ -477,6 +864,15 @@ def test_quantifiers_are_read_off_the_world():
     assert quantifiers(equal(OfGroup(q, R), 0, Listed(group=4, right=True)))["group size"] == "G = 4"
     assert quantifiers(equal(KL(p, q), 0))["π_ref"].endswith("π_ref = π_old")
     assert "1 to 3 tokens" in quantifiers(equal(E(p, R), 0, TREES))["outcomes"]
+    group = OfGroup(q, over(i, at(R, i)))
+    assert quantifiers(related(group, DIFFERENT, 0, GROUPS))["group size"] == "some G"
+    assert "group size" in quantifiers(equal(OfOthers(q, over(i, at(R, i))), 0, OF_THREE))
+    some = quantifiers(related(E(p, f(w) * g * K * T), DIFFERENT, 0))
+    assert all(some[kind].startswith("some") for kind in ("f", "g", "K", "T"))
+    assert quantifiers(equal(E(p, R), 0, Tree(any_mass=(p, r))))["π_θ"].startswith("normalised")
+    assert quantifiers(equal(E(s, R), 0, Space(any_mass=(s,))))["π_sampler"] == "any, of any mass"
+    assert "π_old" not in quantifiers(equal(E(p, w * R), 0, w=2 * beta))
+    assert "π_old" not in quantifiers(equal(E(q, R), 0, q=p)) and "π_ref" not in quantifiers(equal(E(r, R), 0, r=p))
     for claim in CLAIMS.values():
         assert claim.quantifiers["outcomes"] == STATEMENTS[claim.id]["quantifiers"]["outcomes"]
 
@@ -531,8 +927,8 @@ def test_code_against_the_expressions(name, log_w, log_u, advantage, b, log_mass
     close(row.slope(d), divergence_table.slope(name), {log_v: d.item()}, v_size)
     close(differentiable_loss(*arguments, **choices), divergence_table.surrogate(name), values, 3 * size)
     close(weight(*arguments, **choices), divergence_table.weight(name), values, 3 * size)
-    for loss in (differentiable_loss, reinforce_loss):
-        (g,) = torch.autograd.grad(loss(*arguments, **choices), logp)
+    for recipe in (differentiable_loss, reinforce_loss):
+        (g,) = torch.autograd.grad(recipe(*arguments, **choices), logp)
         close(-g, divergence_table.weight(name), values, 3 * size)
 
 

@@ -8,10 +8,11 @@ import sympy as sp
 
 from proofs import CLAIMS
 from proofs.certificate import DIFFERENT, EQUAL, LESS, Claim, equal, related
-from proofs.language import FROM, KL, LAST, PAST, SG, THROUGH, WITHIN, E, Grad, at, over
+from proofs.language import FROM, KL, LAST, PAST, SG, THROUGH, WITHIN, E, Grad, Slope, at, over
 from proofs.symbols import G, K, R, beta, k, p, q, r, t, u, v, w
 from proofs.tamper import (
     ENUMERATED,
+    NO_MEANING,
     NO_VALUE,
     REASONS,
     REFUTED,
@@ -23,6 +24,7 @@ from proofs.tamper import (
     tampered,
     verdict,
 )
+from proofs.worlds import Numbers
 
 SLOW = {"group_std", "group_mean", "leave_one_out", "dropped_groups", "monte_carlo_rate", "length_normalisation"}
 
@@ -71,6 +73,17 @@ def test_what_survives_must_be_true():
     assert reason(squares) == "what was zero stays zero"
     logs = Claim("logs", "nowhere", (equal(sp.log(1 + v), sp.log(v + 1)),), {})
     assert {verdict(x) for x in tampered(logs)} <= {REFUTED, NO_VALUE, SURVIVED}
+
+
+def test_what_the_language_refuses_has_no_meaning():
+    """∂(v²)/∂log v with w for one v; a statement that has none itself proves nothing of its changes."""
+    claim = Claim("slope", "nowhere", (equal(Slope(v**2 + v, v), 2 * v**2 + v, Numbers()),), {})
+    found = {x.after.left: verdict(x) for x in tampered(claim)}
+    assert found[Slope(w**2 + v, v)] == found[Slope(v**2 + w, v)] == NO_MEANING
+    refused = Claim("refused", "nowhere", (equal(Slope(w, v), Slope(w, v) * beta, Numbers()),), {})
+    for change in tampered(refused):
+        with pytest.raises(ValueError, match="does not move"):
+            verdict(change)
 
 
 def test_an_indicator_is_its_own_square():
