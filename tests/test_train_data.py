@@ -100,7 +100,11 @@ def test_jsonl_and_parquet_of_the_same_rows_read_alike(tmp_path):
         ({"prompt": None}, "prompt", "got null"),
         ({"prompt": []}, "prompt", "length >= 1"),
         ({"prompt": [{"role": "user"}]}, "prompt[0]", "missing required field content"),
-        ({"prompt": [{"role": "tool", "content": "x"}]}, "prompt[0].role", "tool"),
+        (
+            {"prompt": [{"role": "tool", "content": "x"}]},
+            "prompt[0].role",
+            "'tool'; choose system, user or assistant; ",
+        ),
         ({"reward_model": {"style": "x"}}, "reward_model", "missing required field ground_truth"),
         ({"reward_model": {"ground_truth": 46}}, "reward_model.ground_truth", "got int"),
         ({"reward_model": {"ground_truth": ""}}, "reward_model.ground_truth", "length >= 1"),

@@ -118,7 +118,8 @@ def open_model(path: str) -> PreTrainedModel:
         how: dict[str, Any] = {"dtype": torch.float32, "output_loading_info": True, "ignore_mismatched_sizes": True}
         if "gguf_file" not in source:
             how["use_safetensors"] = True
-        model, found = AutoModelForCausalLM.from_pretrained(**source, **how)
+        loaded: tuple[PreTrainedModel, dict[str, Any]] = AutoModelForCausalLM.from_pretrained(**source, **how)
+    model, found = loaded
     _refuse_other_weights(found, path)
     _refuse_broken_weights(model, path)
     layers = DynamicCache(config=model.config).layers

@@ -4,7 +4,7 @@ import codecs
 from collections.abc import Iterable, Iterator
 from dataclasses import dataclass, field
 from pathlib import Path
-from typing import Annotated, Any, Literal, NamedTuple
+from typing import Annotated, Any, Literal, NamedTuple, get_args
 
 import msgspec
 import pyarrow as pa
@@ -24,13 +24,15 @@ SCHEMA = pa.schema(
 )
 REQUIRED = ("prompt", "reward_model")
 PASS = f"pass a .parquet or a .jsonl file, a folder of such files, or {HUB}ORG/NAME"
+Role = Literal["system", "user", "assistant"]
+ROLES: tuple[str, ...] = get_args(Role)
 
 
 @dataclass(frozen=True)
 class Message:
     """One turn of a conversation."""
 
-    role: Literal["system", "user", "assistant"]
+    role: Role
     content: str
 
 
@@ -154,6 +156,8 @@ def _problem(place: _Place, raw: Any) -> Problem:
     except msgspec.ValidationError as error:
         what, _, where = str(error).replace("`", "").partition(" - at $.")
         column = f", column {where}" if where else ""
+        if what.startswith("Invalid enum value"):
+            what = f"{what}; choose {', '.join(ROLES[:-1])} or {ROLES[-1]}"
         raise ValueError(f"{place}{column}: {what}; mend or remove that row") from error
     return Problem(row.prompt, row.reward_model.ground_truth, place=str(place))
 
