@@ -121,17 +121,24 @@ def test_an_engine_ends_a_response_at_each_of_them(tmp_path, monkeypatch, kind):
 
 
 @pytest.mark.full
-def test_run_and_eval_say_that_a_response_would_be_cut_off(tmp_path, capsys, monkeypatch):
+def test_run_and_eval_say_what_would_be_cut_off(tmp_path, capsys, monkeypatch):
     monkeypatch.setattr(train.job, "verify", verified_elsewhere)
     write_model(tmp_path / "start", EOS)
     rows = [{"prompt": [{"role": "user", "content": f"{i}"}], "reward_model": {"ground_truth": "7"}} for i in range(9)]
     problems = tmp_path / "problems.jsonl"
     problems.write_text("".join(json.dumps(row) + "\n" for row in rows))
-    words = run_from(tmp_path / "start", problems, tmp_path / "run")
+    words = run_from(tmp_path / "start", problems, tmp_path / "run", "--data.max-prompt-tokens", "19")
     assert main(words) == 0
-    assert "\nwarning: the chat template ends a turn with <|im_end|>, " in capsys.readouterr().out
-    assert main(["eval", str(tmp_path / "start"), str(problems), "--k", "2", "--max-tokens", "3"]) == 0
-    assert capsys.readouterr().out.startswith("warning: the chat template ends a turn with <|im_end|>, ")
+    out = capsys.readouterr().out
+    assert "\nwarning: the chat template ends a turn with <|im_end|>, " in out
+    assert "\nwarning: 7 of 7 training prompts are longer than data.max_prompt_tokens = 19 and lose " in out
+    assert "\nwarning: 2 of 2 held-out prompts are longer than data.max_prompt_tokens = 19 and lose " in out
+    asked = ["eval", str(tmp_path / "start"), str(problems), "--k", "2", "--max-tokens", "3"]
+    assert main(asked) == 0
+    out = capsys.readouterr().out
+    assert out.startswith("warning: the chat template ends a turn with <|im_end|>, ") and out.count("warning") == 1
+    assert main([*asked, "--max-prompt-tokens", "15"]) == 0
+    assert "\nwarning: 9 of 9 prompts are longer than max_prompt_tokens = 15 and lose" in capsys.readouterr().out
 
 
 # Weights

@@ -81,7 +81,13 @@ def test_a_prompt_is_the_chat_template_and_a_long_one_loses_its_beginning(tokeni
     turns = (Message("system", "add"), Message("user", "47+38"))
     ids = prompt_ids(tokenizer, turns)
     assert tokenizer.decode(ids) == "<|bos|><|system|>add<|user|>47+38<|assistant|>"
-    assert tasks_of([Problem(turns, "85")], tokenizer, 4) == [Task(ids[-4:], "85")]
+    warnings, problems = [], [Problem(turns, "85"), Problem(turns[1:], "85")]
+    found = tasks_of(problems, tokenizer, len(ids) - 1, warnings.append, "training prompts", "data.max_prompt_tokens")
+    assert found == [Task(ids[1:], "85"), Task(prompt_ids(tokenizer, turns[1:]), "85")]
+    assert warnings == [
+        f"1 of 2 training prompts are longer than data.max_prompt_tokens = {len(ids) - 1} and lose their beginning, "
+        "such as the role's header and the first words of the problem; raise it"
+    ]
 
 
 def test_right_is_the_whole_answer_ended(tokenizer):
