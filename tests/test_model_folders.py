@@ -408,3 +408,30 @@ def test_a_model_that_looks_ahead_is_refused(tmp_path):
     BertLMHeadModel(BertConfig(vocab_size=264, **sizes)).save_pretrained(tmp_path)
     with pytest.raises(ValueError, match="is no causal language model: its tokens see those behind them; take"):
         open_model(str(tmp_path))
+
+
+# What is exported
+
+
+@pytest.mark.full
+@pytest.mark.parametrize(
+    "said, kept",
+    [
+        ({"do_sample": True, "temperature": 0.6, "top_k": 7}, True),
+        ({"do_sample": False, "temperature": 0.6}, False),
+    ],
+)
+def test_the_exported_model_keeps_its_dtype_and_what_its_folder_says_of_sampling(tmp_path, monkeypatch, said, kept):
+    """What contradicts itself, transformers refuses to save: of that the ends are kept."""
+    monkeypatch.setattr(train.job, "verify", verified_elsewhere)
+    model = write_model(tmp_path / "start", EOS)
+    model.bfloat16().save_pretrained(tmp_path / "start")
+    said = {"eos_token_id": [EOS, TURN]} | said
+    (tmp_path / "start" / "generation_config.json").write_text(json.dumps(said))
+    path = problems_file(tmp_path / "problems.jsonl", *([("user", f"{i}")] for i in range(9)))
+    assert main(run_from(tmp_path / "start", path, tmp_path / "run")) == 0
+    found = json.loads((tmp_path / "run" / "model" / "generation_config.json").read_text())
+    assert {key: found.get(key) for key in said} == (said if kept else said | {"temperature": None, "do_sample": None})
+    assert {x.dtype for x in load_file(tmp_path / "run" / "model" / "model.safetensors").values()} == {torch.bfloat16}
+    assert json.loads((tmp_path / "run" / "model" / "config.json").read_text())["dtype"] == "bfloat16"
+    assert ends(open_tokenizer(str(tmp_path / "run" / "model"))) == (TURN, EOS)

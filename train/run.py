@@ -5,13 +5,11 @@ from collections.abc import Callable
 from contextlib import ExitStack
 from functools import partial
 from pathlib import Path
-from types import SimpleNamespace
 from typing import Any, NamedTuple, cast
 
 import msgspec
 import torch
 from rich.console import Console
-from torch import Tensor
 from transformers.utils import logging
 
 from train import ranks
@@ -21,7 +19,7 @@ from train.engines.engine import Demands, Engine
 from train.engines.opening import open_engine
 from train.evaluate import Accuracy, evaluate, spread
 from train.job import Job, refuse_other_run, refuse_unlike
-from train.model import build_model
+from train.model import build_model, kept_dtype
 from train.policy_gradient import State, begin, follow_policy, sampling, train
 from train.preset import dump
 from train.problems.files import write
@@ -29,7 +27,7 @@ from train.rollout import Rollout, transcripts
 from train.saving.checkpoint import Snapshot, save
 from train.saving.checkpoint import load as load_snapshot
 from train.saving.durable import alone, replace
-from train.saving.export import export
+from train.saving.export import Weights, export
 from train.saving.snapshot import restore, shared, snapshot, weights
 from train.seeds import derive
 from train.warm_start import warm_start
@@ -76,6 +74,7 @@ def _run(job: Job, console: Console) -> Result:
         torch.set_num_threads(config.threads)
     model = ranks.everywhere(lambda: build_model(config.model, derive(config.seed, "weights")))
     refuse_unlike("weights", [torch.hash_tensor(x).view(torch.int64).item() for x in model.parameters()])
+    dtype = kept_dtype(config.model)
     state = begin(model, config)
     console.print(_described(state, job), soft_wrap=True)
     read = partial(load_snapshot, folder / "checkpoints", warn=warn)
@@ -137,7 +136,7 @@ def _run(job: Job, console: Console) -> Result:
             after, row = _evaluation(state, engine, job, checker)
             log("evaluation", config.steps, row)
         final = weights(state.model)
-        ranks.from_first(lambda: _finish(job, state, final, before, after))
+        ranks.from_first(lambda: _finish(job, Weights(state.model.model, final, dtype), before, after))
     return Result(before, after)
 
 
@@ -169,11 +168,10 @@ def _save(folder: Path, now: Snapshot) -> None:
     save(folder / "checkpoints", now)
 
 
-def _finish(job: Job, state: State, final: dict[str, Tensor], before: Accuracy, after: Accuracy) -> None:
+def _finish(job: Job, final: Weights, before: Accuracy, after: Accuracy) -> None:
     """Write the model, as one process has it, and the picture of the run."""
     folder = job.config.folder
-    model = SimpleNamespace(save_pretrained=partial(state.model.model.save_pretrained, state_dict=final))
-    export(folder / "model", model, job.tokenizer)
+    export(folder / "model", final, job.tokenizer)
     history = [row for row in rows(folder / METRICS) if row["phase"] == "policy_gradient"]
     if history:
         draw_curves(history, before, after, job.config, folder / "curves.png")
