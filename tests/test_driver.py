@@ -104,6 +104,27 @@ def test_an_unfiltered_step_keeps_every_group(tokenizer):
     assert found.right.tolist() == [1, 1, 0, 0] and found.advantage.tolist() == [0, 0, 0, 0]
 
 
+def test_answers_that_the_rule_does_not_judge_are_counted(tokenizer, monkeypatch):
+    """Before, only the checker knew: a run was slow, and nothing said why."""
+    counts = iter([0, 1, 1, 2])
+    monkeypatch.setattr(Checker, "unjudged", property(lambda _: next(counts)))
+    found = drawing(tokenizer, ["46", "46", "1", "1", "46", "1", "1", "46"], filter=True)
+    assert found.draws == 2 and found.unjudged == 2 / 8
+
+
+@pytest.mark.full
+def test_a_run_and_an_evaluation_warn_of_answers_that_were_not_judged(tmp_path, monkeypatch, capsys):
+    count = iter(range(10**6))
+    monkeypatch.setattr(Checker, "unjudged", property(lambda _: next(count)))
+    assert main(["run", "cpu_tiny", *small("--steps 1"), "--run-dir", str(tmp_path / "run")]) == 0
+    assert (
+        "rollout batch 1: 12.5% of the responses count as wrong because data.rule = exact " in capsys.readouterr().out
+    )
+    model, test = tmp_path / "run" / "model", tmp_path / "run" / "data" / "test.parquet"
+    assert main(["eval", str(model), str(test), "--k", "1", "--max-tokens", "4", "--rule", "exact"]) == 0
+    assert "\nwarning: 1 responses count as wrong because the rule exact hung" in capsys.readouterr().out
+
+
 def test_the_overlong_penalty_is_the_papers():
     """PAPER §8 with L_max 2048 and B 512."""
     settings = RolloutConfig(prompts=1, samples=1, max_tokens=2048, overlong_buffer=512)

@@ -243,6 +243,8 @@ def _score(config: EvalConfig) -> int:
         return 1
     for name, accuracy in ((f"Mean@{config.k}", found.mean_at_k), (f"Pass@{config.k}", found.pass_at_k)):
         say(f"{name} {accuracy}")
+    if found.unjudged:
+        say(f"warning: {found.unjudged} responses count as wrong because the rule {config.rule} hung, died or raised")
     say(f"responses: {found.mean_length:.1f} tokens on average, {found.cut_off:.1%} cut off at {config.max_tokens}")
     return 0
 

@@ -123,6 +123,11 @@ def _run(job: Job, console: Console) -> Result:
         for row in follow(training, config.recipe, left, "accuracy", console):
             log("policy_gradient", state.step, row)
             _warn_of_gap(state.step, row["sampler_gap"], config, warn)
+            if row["unjudged"]:
+                warn(
+                    f"rollout batch {state.step}: {row['unjudged']:.1%} of the responses count as wrong because "
+                    f"data.rule = {config.data.rule} hung, died or raised; each that hangs takes seconds"
+                )
             rollout = cast(Rollout, state.rollout)  # train leaves it there before it yields
             if ranks.is_first():
                 for said in transcripts(rollout, job.tokenizer, config.rollout.samples, config.transcripts):
