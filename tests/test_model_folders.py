@@ -5,6 +5,7 @@ import json
 import math
 import sys
 from io import StringIO
+from types import SimpleNamespace
 
 import fake_vllm
 import pytest
@@ -28,7 +29,7 @@ from train.cli import main
 from train.config import EngineConfig, ModelConfig
 from train.engines.engine import Demands
 from train.engines.opening import open_engine
-from train.model import open_model, open_tokenizer
+from train.model import check_length, open_model, open_tokenizer
 from train.policy import Policy
 from train.preset import PRESETS, load
 from train.problems.files import Message, Problem
@@ -435,3 +436,12 @@ def test_the_exported_model_keeps_its_dtype_and_what_its_folder_says_of_sampling
     assert {x.dtype for x in load_file(tmp_path / "run" / "model" / "model.safetensors").values()} == {torch.bfloat16}
     assert json.loads((tmp_path / "run" / "model" / "config.json").read_text())["dtype"] == "bfloat16"
     assert ends(open_tokenizer(str(tmp_path / "run" / "model"))) == (TURN, EOS)
+
+
+def test_a_limit_that_sits_in_a_part_of_the_config_is_kept_to(tmp_path):
+    """As in vision models, whose config describes the language model in text_config."""
+    described = SimpleNamespace(max_position_embeddings=256)
+    model = SimpleNamespace(config=SimpleNamespace(get_text_config=lambda: described))
+    check_length(model, 256, "it")
+    with pytest.raises(ValueError, match="4096 tokens, prompt and response, exceed the 256 of it"):
+        check_length(model, 4096, "it")

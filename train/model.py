@@ -67,7 +67,7 @@ def check_length(model: PreTrainedModel, length: int, path: str) -> None:
     Raises:
         ValueError: they are.
     """
-    longest = getattr(model.config, "max_position_embeddings", None) or length
+    longest = getattr(model.config.get_text_config(), "max_position_embeddings", None) or length
     if length > longest:
         raise ValueError(f"{length} tokens, prompt and response, exceed the {longest} of {path}; lower the limits")
 
