@@ -28,7 +28,7 @@ from train.cli import main
 from train.config import ModelConfig, RolloutConfig
 from train.engines.by_transformers import sample
 from train.engines.engine import Said
-from train.evaluate import summarise
+from train.evaluate import Accuracy, summarise
 from train.model import build_model, open_model
 from train.optim import learning_rate
 from train.policy import Policy, blocks
@@ -37,6 +37,7 @@ from train.preset import dump, load
 from train.problems.tasks import Task, deal, deal_from
 from train.rollout import Rollout, draw, judge, overlong
 from train.saving.durable import alone
+from train.saving.snapshot import refuse_incomplete, snapshot
 from train.tokenizer import answer_ids, build_tokenizer
 from train.watching.clock import Clock
 
@@ -363,6 +364,20 @@ def test_eval_of_a_run_s_model(tmp_path, capsys):
 
 
 # Going on
+
+
+@pytest.mark.parametrize(
+    "key", ["config", "problems", "before", "drift", "optimizer", "dealt", "model/model.embed_tokens.weight"]
+)
+def test_a_checkpoint_that_lacks_a_key_is_damaged(tokenizer, key):
+    config = load("cpu_tiny", {})
+    state = begin(small_model(tokenizer), config)
+    found = snapshot(state, config, "hash", Accuracy(0.5, 0.1))
+    refuse_incomplete(state, found)
+    of, _, name = key.rpartition("/")
+    del (found.tensors[of] if of else found.state)[name]
+    with pytest.raises(ValueError, match=f"checkpoint of step 0 is damaged, it lacks {key}; remove its folder and"):
+        refuse_incomplete(state, found)
 
 
 @pytest.mark.full

@@ -28,7 +28,7 @@ from train.saving.checkpoint import Snapshot, save
 from train.saving.checkpoint import load as load_snapshot
 from train.saving.durable import alone, replace
 from train.saving.export import Weights, export
-from train.saving.snapshot import restore, shared, snapshot, weights
+from train.saving.snapshot import refuse_incomplete, restore, shared, snapshot, weights
 from train.seeds import derive
 from train.warm_start import warm_start
 from train.watching.clock import Clock
@@ -82,7 +82,7 @@ def _run(job: Job, console: Console) -> Result:
     with ExitStack() as stack:
         # Before anything is written: with what an engine refuses, nothing is begun.
         engine = stack.enter_context(open_engine(config.engine, state.model, job.tokenizer, _demands(job)))
-        ranks.from_first(lambda: _set_up(job, found))
+        ranks.from_first(lambda: _set_up(job, state, found))
         checker = stack.enter_context(Checker(config.data.rule))
         show = stack.enter_context(
             open_loggers(
@@ -151,10 +151,11 @@ def _described(state: State, job: Job) -> str:
     return f"{size / 1e6:.1f} M parameters{where}, {len(job.train)} problems, {len(job.test)} held out"
 
 
-def _set_up(job: Job, found: Snapshot | None) -> None:
+def _set_up(job: Job, state: State, found: Snapshot | None) -> None:
     """Refuse what is not this run's, and put the folder into the state that goes with the checkpoint."""
     config, folder = job.config, job.config.folder
     if found is not None:
+        refuse_incomplete(state, found)
         refuse_other_run(found.state, job)
         if found.step > config.steps:
             raise ValueError(f"steps is {config.steps} but {found.step} are done; give more, or leave it out")
