@@ -445,3 +445,16 @@ def test_a_limit_that_sits_in_a_part_of_the_config_is_kept_to(tmp_path):
     check_length(model, 256, "it")
     with pytest.raises(ValueError, match="4096 tokens, prompt and response, exceed the 256 of it"):
         check_length(model, 4096, "it")
+
+
+def test_eval_leaves_contradicted_prompts_out_on_request(tmp_path, capsys):
+    write_model(tmp_path)
+    row = {"prompt": [{"role": "user", "content": "a"}], "reward_model": {"ground_truth": "1"}}
+    rows = [row, row | {"reward_model": {"ground_truth": "2"}}]
+    path = tmp_path / "twice.jsonl"
+    path.write_text("".join(json.dumps(one) + "\n" for one in rows))
+    words = ["eval", str(tmp_path), str(path)]
+    assert main(words) == 2
+    assert 'with contradictions = "drop"' in capsys.readouterr().err
+    assert main([*words, "--contradictions", "drop"]) == 2
+    assert "holds no row that counts" in capsys.readouterr().err

@@ -246,7 +246,7 @@ def test_contradicted_prompts_are_left_out_on_request(tmp_path):
     assert [problem.answer for problem in kept] == ["2", "3"]
     train = {"train": str(tmp_path / "x.parquet"), "test_problems": 1}
     assert [x.answer for x in read_split(DataConfig(**train, contradictions="drop")).test] == ["3"]
-    with pytest.raises(ValueError, match='data.contradictions = "drop"'):
+    with pytest.raises(ValueError, match='with contradictions = "drop", which is data.contradictions in a run'):
         read_split(DataConfig(**train))
     write(tmp_path / "x.parquet", rows[:1] + rows[2:4])
     with pytest.raises(ValueError, match="holds no row that counts"):

@@ -33,7 +33,7 @@ def score(config: EvalConfig, warn: Callable[[str], object]) -> Evaluation:
         ValueError: the problems cannot be read, or the folder holds no causal language model with a chat template.
     """
     check_engine(config.engine)
-    problems = read(config.problems)
+    problems = read(config.problems, drop_contradictions=config.contradictions == "drop")
     logging.disable_progress_bar()
     tokenizer = open_tokenizer(config.model)
     warnings = warnings_of(tokenizer)

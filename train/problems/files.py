@@ -143,7 +143,7 @@ def _distinct(source: str, rows: Iterable[tuple[_Place, Any]], drop: bool = Fals
         raise ValueError(
             f"{first_place} and {place} have the same prompt but the answers {first.answer!r} and {problem.answer!r} "
             f"(such prompts: {len(contradicted)}); remove the rows that are wrong, or leave such prompts out "
-            'with data.contradictions = "drop"'
+            'with contradictions = "drop", which is data.contradictions in a run'
         )
     if len(found) == len(contradicted):
         raise ValueError(f"{source} holds no row that counts; pass a file with at least one problem")
