@@ -40,6 +40,7 @@ from train.saving.durable import alone
 from train.saving.snapshot import refuse_incomplete, snapshot
 from train.tokenizer import answer_ids, build_tokenizer
 from train.watching.clock import Clock
+from train.watching.journal import keep
 
 SMALL = small("--steps 4 --warm-start.steps 2 --checkpoint-every 1")
 
@@ -364,6 +365,15 @@ def test_eval_of_a_run_s_model(tmp_path, capsys):
 
 
 # Going on
+
+
+@pytest.mark.parametrize("line", ["[]", "3", "null", '{"step": 1}', '{"phase": "evaluation"}', '{"a'])
+def test_a_line_that_is_no_row_is_passed_over(tmp_path, line):
+    path = tmp_path / "metrics.jsonl"
+    whole = {"phase": "evaluation", "step": 0}
+    path.write_text(f"{line}\n{json.dumps(whole)}\n")
+    keep(path, lambda row: row["phase"] == "evaluation" and row["step"] == 0)
+    assert rows(tmp_path) == [whole]
 
 
 @pytest.mark.parametrize(

@@ -353,6 +353,15 @@ def test_a_run_folder_is_never_overwritten(tmp_path, capsys, monkeypatch):
     assert [path.name for path in tmp_path.iterdir()] == ["precious"]
 
 
+def test_a_file_is_no_run_folder_and_nothing_to_go_on_with(tmp_path, capsys, monkeypatch):
+    monkeypatch.setattr(train.job, "verify", verified_elsewhere)
+    file = tmp_path / "README.md"
+    file.write_text("mine")
+    error = refusal(capsys, *command(file))
+    assert "choose another with --run-dir: this one is a file" in error and "resume" not in error
+    assert file.read_text() == "mine"
+
+
 @pytest.mark.parametrize(
     ("arguments", "message"),
     [

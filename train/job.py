@@ -80,6 +80,8 @@ def prepare_either(config: Config) -> Job:
 
 
 def _refuse_used(folder: Path) -> None:
+    if folder.exists() and not folder.is_dir():
+        raise ValueError(f"the run folder {folder} exists already; choose another with --run-dir: this one is a file")
     if folder.exists() and not (folder.is_dir() and all(path.suffix == ".tmp" for path in folder.iterdir())):
         raise ValueError(
             f"the run folder {folder} exists already; choose another with --run-dir, or go on with `resume {folder}`"
