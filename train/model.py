@@ -124,8 +124,9 @@ def open_model(path: str) -> PreTrainedModel:
         how: dict[str, Any] = {"dtype": torch.float32, "output_loading_info": True, "ignore_mismatched_sizes": True}
         if "gguf_file" not in source:
             how["use_safetensors"] = True
-        loaded: tuple[PreTrainedModel, dict[str, Any]] = AutoModelForCausalLM.from_pretrained(**source, **how)
-    model, found = loaded
+        loaded: Any = AutoModelForCausalLM.from_pretrained(**source, **how)
+    model: PreTrainedModel = loaded[0]
+    found: dict[str, Any] = loaded[1]
     _refuse_other_weights(found, path)
     _refuse_broken_weights(model, path)
     layers = DynamicCache(config=model.config).layers
