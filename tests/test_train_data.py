@@ -156,6 +156,17 @@ def test_files_that_cannot_be_read_are_refused_in_a_sentence(tmp_path):
             read(tmp_path / name)
 
 
+def test_a_damaged_parquet_file_is_called_damaged(tmp_path):
+    write(tmp_path / "x.parquet", [row(str(i)) for i in range(50)])
+    data = bytearray((tmp_path / "x.parquet").read_bytes())
+    pages = slice(4, len(data) - 8 - int.from_bytes(data[-8:-4], "little"))  # the footer stays
+    data[pages] = b"\xff" * len(data[pages])
+    (tmp_path / "x.parquet").write_bytes(data)
+    with pytest.raises(ValueError, match=r"x\.parquet is damaged: .*; fetch or write it again") as error:
+        read(tmp_path / "x.parquet")
+    assert "\n" not in str(error.value)
+
+
 def test_held_out_problems_come_from_the_end_and_never_overlap(tmp_path):
     path = str(write_jsonl(tmp_path / "x.jsonl", [row(str(i)) for i in range(10)] * 2))
     split = read_split(DataConfig(train=path, test_problems=3))

@@ -125,6 +125,8 @@ def _rows(file: str, path: Path) -> Iterator[tuple[_Place, Any]]:
         for number, row in _READERS[path.suffix](file, path):
             yield _Place(file, number), row
     except OSError as error:
+        if error.errno is None:  # of pyarrow, about what it has read
+            raise ValueError(f"{file} is damaged: {' '.join(str(error).split())}; fetch or write it again") from error
         raise ValueError(f"cannot read {file}: {error.strerror or error}; check the path") from error
 
 
