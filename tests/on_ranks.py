@@ -138,7 +138,7 @@ def draws():
         words = {"max_tokens": 20, "temperature": 1.0, "seed": 3}
         engine = Transformers(state.model, TOKENIZER, at_once=2)
         with engine.holding(state.model):
-            drawn, _ = answers(engine, TOKENIZER, checker, asked, **words, clock=Clock())
+            drawn, _, _ = answers(engine, TOKENIZER, checker, asked, **words, clock=Clock())
     everything = [
         *rollout.batch,
         rollout.logp_sampler,

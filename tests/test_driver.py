@@ -28,7 +28,7 @@ from train.cli import main
 from train.config import ModelConfig, RolloutConfig
 from train.engines.by_transformers import sample
 from train.engines.engine import Said
-from train.evaluate import summarise
+from train.evaluate import Accuracy, summarise
 from train.model import build_model, open_model
 from train.optim import learning_rate
 from train.policy import Policy, blocks
@@ -37,8 +37,10 @@ from train.preset import dump, load
 from train.problems.tasks import Task, deal, deal_from
 from train.rollout import Rollout, draw, judge, overlong
 from train.saving.durable import alone
+from train.saving.snapshot import refuse_incomplete, snapshot
 from train.tokenizer import answer_ids, build_tokenizer
 from train.watching.clock import Clock
+from train.watching.journal import keep
 
 SMALL = small("--steps 4 --warm-start.steps 2 --checkpoint-every 1")
 
@@ -102,6 +104,27 @@ def test_starvation_is_an_error_with_the_pass_rate(tokenizer):
 def test_an_unfiltered_step_keeps_every_group(tokenizer):
     found = drawing(tokenizer, ["46", "46", "1", "1"])
     assert found.right.tolist() == [1, 1, 0, 0] and found.advantage.tolist() == [0, 0, 0, 0]
+
+
+def test_answers_that_the_rule_does_not_judge_are_counted(tokenizer, monkeypatch):
+    """Before, only the checker knew: a run was slow, and nothing said why."""
+    counts = iter([0, 1, 1, 2])
+    monkeypatch.setattr(Checker, "unjudged", property(lambda _: next(counts)))
+    found = drawing(tokenizer, ["46", "46", "1", "1", "46", "1", "1", "46"], filter=True)
+    assert found.draws == 2 and found.unjudged == 2 / 8
+
+
+@pytest.mark.full
+def test_a_run_and_an_evaluation_warn_of_answers_that_were_not_judged(tmp_path, monkeypatch, capsys):
+    count = iter(range(10**6))
+    monkeypatch.setattr(Checker, "unjudged", property(lambda _: next(count)))
+    assert main(["run", "cpu_tiny", *small("--steps 1"), "--run-dir", str(tmp_path / "run")]) == 0
+    assert (
+        "rollout batch 1: 12.5% of the responses count as wrong because data.rule = exact " in capsys.readouterr().out
+    )
+    model, test = tmp_path / "run" / "model", tmp_path / "run" / "data" / "test.parquet"
+    assert main(["eval", str(model), str(test), "--k", "1", "--max-tokens", "4", "--rule", "exact"]) == 0
+    assert "\nwarning: 1 responses count as wrong because the rule exact hung" in capsys.readouterr().out
 
 
 def test_the_overlong_penalty_is_the_papers():
@@ -342,6 +365,29 @@ def test_eval_of_a_run_s_model(tmp_path, capsys):
 
 
 # Going on
+
+
+@pytest.mark.parametrize("line", ["[]", "3", "null", '{"step": 1}', '{"phase": "evaluation"}', '{"a'])
+def test_a_line_that_is_no_row_is_passed_over(tmp_path, line):
+    path = tmp_path / "metrics.jsonl"
+    whole = {"phase": "evaluation", "step": 0}
+    path.write_text(f"{line}\n{json.dumps(whole)}\n")
+    keep(path, lambda row: row["phase"] == "evaluation" and row["step"] == 0)
+    assert rows(tmp_path) == [whole]
+
+
+@pytest.mark.parametrize(
+    "key", ["config", "problems", "before", "drift", "optimizer", "dealt", "model/model.embed_tokens.weight"]
+)
+def test_a_checkpoint_that_lacks_a_key_is_damaged(tokenizer, key):
+    config = load("cpu_tiny", {})
+    state = begin(small_model(tokenizer), config)
+    found = snapshot(state, config, "hash", Accuracy(0.5, 0.1))
+    refuse_incomplete(state, found)
+    of, _, name = key.rpartition("/")
+    del (found.tensors[of] if of else found.state)[name]
+    with pytest.raises(ValueError, match=f"checkpoint of step 0 is damaged, it lacks {key}; remove its folder and"):
+        refuse_incomplete(state, found)
 
 
 @pytest.mark.full

@@ -5,6 +5,7 @@ import json
 import math
 import sys
 from io import StringIO
+from types import SimpleNamespace
 
 import fake_vllm
 import pytest
@@ -28,7 +29,7 @@ from train.cli import main
 from train.config import EngineConfig, ModelConfig
 from train.engines.engine import Demands
 from train.engines.opening import open_engine
-from train.model import open_model, open_tokenizer
+from train.model import check_length, open_model, open_tokenizer
 from train.policy import Policy
 from train.preset import PRESETS, load
 from train.problems.files import Message, Problem
@@ -121,17 +122,24 @@ def test_an_engine_ends_a_response_at_each_of_them(tmp_path, monkeypatch, kind):
 
 
 @pytest.mark.full
-def test_run_and_eval_say_that_a_response_would_be_cut_off(tmp_path, capsys, monkeypatch):
+def test_run_and_eval_say_what_would_be_cut_off(tmp_path, capsys, monkeypatch):
     monkeypatch.setattr(train.job, "verify", verified_elsewhere)
     write_model(tmp_path / "start", EOS)
     rows = [{"prompt": [{"role": "user", "content": f"{i}"}], "reward_model": {"ground_truth": "7"}} for i in range(9)]
     problems = tmp_path / "problems.jsonl"
     problems.write_text("".join(json.dumps(row) + "\n" for row in rows))
-    words = run_from(tmp_path / "start", problems, tmp_path / "run")
+    words = run_from(tmp_path / "start", problems, tmp_path / "run", "--data.max-prompt-tokens", "19")
     assert main(words) == 0
-    assert "\nwarning: the chat template ends a turn with <|im_end|>, " in capsys.readouterr().out
-    assert main(["eval", str(tmp_path / "start"), str(problems), "--k", "2", "--max-tokens", "3"]) == 0
-    assert capsys.readouterr().out.startswith("warning: the chat template ends a turn with <|im_end|>, ")
+    out = capsys.readouterr().out
+    assert "\nwarning: the chat template ends a turn with <|im_end|>, " in out
+    assert "\nwarning: 7 of 7 training prompts are longer than data.max_prompt_tokens = 19 and lose " in out
+    assert "\nwarning: 2 of 2 held-out prompts are longer than data.max_prompt_tokens = 19 and lose " in out
+    asked = ["eval", str(tmp_path / "start"), str(problems), "--k", "2", "--max-tokens", "3"]
+    assert main(asked) == 0
+    out = capsys.readouterr().out
+    assert out.startswith("warning: the chat template ends a turn with <|im_end|>, ") and out.count("warning") == 1
+    assert main([*asked, "--max-prompt-tokens", "15"]) == 0
+    assert "\nwarning: 9 of 9 prompts are longer than max_prompt_tokens = 15 and lose" in capsys.readouterr().out
 
 
 # Weights
@@ -401,3 +409,52 @@ def test_a_model_that_looks_ahead_is_refused(tmp_path):
     BertLMHeadModel(BertConfig(vocab_size=264, **sizes)).save_pretrained(tmp_path)
     with pytest.raises(ValueError, match="is no causal language model: its tokens see those behind them; take"):
         open_model(str(tmp_path))
+
+
+# What is exported
+
+
+@pytest.mark.full
+@pytest.mark.parametrize(
+    "said, kept",
+    [
+        ({"do_sample": True, "temperature": 0.6, "top_k": 7}, True),
+        ({"do_sample": False, "temperature": 0.6}, False),
+    ],
+)
+def test_the_exported_model_keeps_its_dtype_and_what_its_folder_says_of_sampling(tmp_path, monkeypatch, said, kept):
+    """What contradicts itself, transformers refuses to save: of that the ends are kept."""
+    monkeypatch.setattr(train.job, "verify", verified_elsewhere)
+    model = write_model(tmp_path / "start", EOS)
+    model.bfloat16().save_pretrained(tmp_path / "start")
+    said = {"eos_token_id": [EOS, TURN]} | said
+    (tmp_path / "start" / "generation_config.json").write_text(json.dumps(said))
+    path = problems_file(tmp_path / "problems.jsonl", *([("user", f"{i}")] for i in range(9)))
+    assert main(run_from(tmp_path / "start", path, tmp_path / "run")) == 0
+    found = json.loads((tmp_path / "run" / "model" / "generation_config.json").read_text())
+    assert {key: found.get(key) for key in said} == (said if kept else said | {"temperature": None, "do_sample": None})
+    assert {x.dtype for x in load_file(tmp_path / "run" / "model" / "model.safetensors").values()} == {torch.bfloat16}
+    assert json.loads((tmp_path / "run" / "model" / "config.json").read_text())["dtype"] == "bfloat16"
+    assert ends(open_tokenizer(str(tmp_path / "run" / "model"))) == (TURN, EOS)
+
+
+def test_a_limit_that_sits_in_a_part_of_the_config_is_kept_to(tmp_path):
+    """As in vision models, whose config describes the language model in text_config."""
+    described = SimpleNamespace(max_position_embeddings=256)
+    model = SimpleNamespace(config=SimpleNamespace(get_text_config=lambda: described))
+    check_length(model, 256, "it")
+    with pytest.raises(ValueError, match="4096 tokens, prompt and response, exceed the 256 of it"):
+        check_length(model, 4096, "it")
+
+
+def test_eval_leaves_contradicted_prompts_out_on_request(tmp_path, capsys):
+    write_model(tmp_path)
+    row = {"prompt": [{"role": "user", "content": "a"}], "reward_model": {"ground_truth": "1"}}
+    rows = [row, row | {"reward_model": {"ground_truth": "2"}}]
+    path = tmp_path / "twice.jsonl"
+    path.write_text("".join(json.dumps(one) + "\n" for one in rows))
+    words = ["eval", str(tmp_path), str(path)]
+    assert main(words) == 2
+    assert 'with contradictions = "drop"' in capsys.readouterr().err
+    assert main([*words, "--contradictions", "drop"]) == 2
+    assert "holds no row that counts" in capsys.readouterr().err

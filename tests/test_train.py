@@ -3,6 +3,7 @@ import math
 import random
 import re
 from collections import Counter
+from pathlib import Path
 from types import SimpleNamespace
 
 import matplotlib.image
@@ -19,7 +20,7 @@ from rpg_ref.audit.verify import verify
 from train import rollout as rollout_module
 from train.answering.checker import Checker
 from train.batch import pack, response_logprobs
-from train.cli import main
+from train.cli import main, overrides
 from train.config import ModelConfig, OptimizerConfig
 from train.engines.by_transformers import inverse_cdf
 from train.engines.by_transformers import sample as said_by
@@ -80,7 +81,13 @@ def test_a_prompt_is_the_chat_template_and_a_long_one_loses_its_beginning(tokeni
     turns = (Message("system", "add"), Message("user", "47+38"))
     ids = prompt_ids(tokenizer, turns)
     assert tokenizer.decode(ids) == "<|bos|><|system|>add<|user|>47+38<|assistant|>"
-    assert tasks_of([Problem(turns, "85")], tokenizer, 4) == [Task(ids[-4:], "85")]
+    warnings, problems = [], [Problem(turns, "85"), Problem(turns[1:], "85")]
+    found = tasks_of(problems, tokenizer, len(ids) - 1, warnings.append, "training prompts", "data.max_prompt_tokens")
+    assert found == [Task(ids[1:], "85"), Task(prompt_ids(tokenizer, turns[1:]), "85")]
+    assert warnings == [
+        f"1 of 2 training prompts are longer than data.max_prompt_tokens = {len(ids) - 1} and lose their beginning, "
+        "such as the role's header and the first words of the problem; raise it"
+    ]
 
 
 def test_right_is_the_whole_answer_ended(tokenizer):
@@ -346,6 +353,15 @@ def test_a_run_folder_is_never_overwritten(tmp_path, capsys, monkeypatch):
     assert [path.name for path in tmp_path.iterdir()] == ["precious"]
 
 
+def test_a_file_is_no_run_folder_and_nothing_to_go_on_with(tmp_path, capsys, monkeypatch):
+    monkeypatch.setattr(train.job, "verify", verified_elsewhere)
+    file = tmp_path / "README.md"
+    file.write_text("mine")
+    error = refusal(capsys, *command(file))
+    assert "choose another with --run-dir: this one is a file" in error and "resume" not in error
+    assert file.read_text() == "mine"
+
+
 @pytest.mark.parametrize(
     ("arguments", "message"),
     [
@@ -364,6 +380,18 @@ def test_a_run_folder_is_never_overwritten(tmp_path, capsys, monkeypatch):
         ("run cpu_tiny seed=1", "'seed=1' is not an option; write --key value"),
         ("run cpu_tiny --seed", "--seed has no value"),
         ("run cpu_tiny --seed one", 'seed = "one": Expected int, got str'),
+        ("run cpu_tiny --seed 2024-05-01", 'seed = "2024-05-01": Expected int, got str'),
+        ("run cpu_tiny --steps 07:32:00", 'steps = "07:32:00": Expected int, got str'),
+        (
+            "run cpu_tiny --rollout.filter 1979-05-27T07:32:00Z",
+            'filter = "1979-05-27T07:32:00Z": Expected bool, got str',
+        ),
+        ("run cpu_tiny --data.rule mathverify", 'data.rule = "mathverify": choose exact, math-verify or released'),
+        ("run cpu_tiny --device tpu", 'device = "tpu": choose auto, cpu or cuda'),
+        ('run cpu_tiny --loggers ["mlflow"]', 'loggers = ["mlflow"]: choose tensorboard, wandb or trackio'),
+        ("run cpu_tiny --loggers wandb", 'loggers = "wandb": Expected array, got str'),
+        ("run cpu_tiny --device 5", "device = 5: Expected str, got int"),
+        ("eval m p --rule mathverify", 'rule = "mathverify": choose exact, math-verify or released'),
         ("run cpu_tiny --seed -1", "seed = -1: Expected int >= 0"),
         ("run cpu_tiny --beta=-0.1", "beta = -0.1: Expected float >= 0"),
         ("run cpu_tiny --optimizer.learning-rate nan", "optimizer.learning_rate = NaN: Expected float > 0"),
@@ -393,6 +421,12 @@ def test_bad_input_is_one_line_that_names_it_and_its_remedy(capsys, monkeypatch,
         ("name = 'x'\nrecpe = 'y'", "unknown key 'recpe'; the nearest are recipe"),
         ("name = 'x'\n[optimizer]\nlr = 1", "unknown key 'optimizer.lr'"),
         ("model = 3", "unknown key 'model'"),
+        ("name = 2024-05-01", 'name = "2024-05-01": Expected str, got date'),
+        ("name = 'x'\nseed = 07:32:00", 'seed = "07:32:00": Expected int, got time'),
+        (
+            "name = 'x'\nloggers = [2024-05-01T00:00:00]",
+            'loggers = ["2024-05-01 00:00:00"]: Expected str, got datetime',
+        ),
         ("name = 'x'", "missing required field recipe"),
     ],
 )
@@ -443,3 +477,15 @@ def test_a_rollout_is_rewarded_one_or_minus_one():
     assert torch.equal(rollout.logp_sampler, -rollout.batch.responses.float())
     assert rollout.right.tolist() == [1.0, 0.0, 1.0, 1.0]
     assert rollout.advantage.tolist() == [1.0, -1.0, 0.0, 0.0]
+
+
+@pytest.mark.parametrize("text", ["5", "1e3", "07", "true", "2024-05-01", "07:32:00", "a b", "[x]", "inf", "'", "0x10"])
+def test_text_is_taken_where_text_is_due(text):
+    """As the shell gave it: a folder of the name 1e3 is not 1000.0."""
+    keys = ("run_dir", "name", "data.train", "model.path", "out", "gpus")
+    found = overrides([word for key in keys for word in (f"--{key.replace('_', '-')}", text)])
+    assert found == dict.fromkeys(keys, text)
+    assert load("cpu_tiny", {"run_dir": text, "name": text}).folder == Path(text)
+    assert overrides(["--name", '"5"', "--data.test", '["a", "b"]', "--steps", "5", "--k=7"]) == {
+        **{"name": "5", "data.test": ["a", "b"], "steps": 5, "k": 7}
+    }

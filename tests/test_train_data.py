@@ -100,7 +100,11 @@ def test_jsonl_and_parquet_of_the_same_rows_read_alike(tmp_path):
         ({"prompt": None}, "prompt", "got null"),
         ({"prompt": []}, "prompt", "length >= 1"),
         ({"prompt": [{"role": "user"}]}, "prompt[0]", "missing required field content"),
-        ({"prompt": [{"role": "tool", "content": "x"}]}, "prompt[0].role", "tool"),
+        (
+            {"prompt": [{"role": "tool", "content": "x"}]},
+            "prompt[0].role",
+            "'tool'; choose system, user or assistant; ",
+        ),
         ({"reward_model": {"style": "x"}}, "reward_model", "missing required field ground_truth"),
         ({"reward_model": {"ground_truth": 46}}, "reward_model.ground_truth", "got int"),
         ({"reward_model": {"ground_truth": ""}}, "reward_model.ground_truth", "length >= 1"),
@@ -150,6 +154,17 @@ def test_files_that_cannot_be_read_are_refused_in_a_sentence(tmp_path):
     }.items():
         with pytest.raises(ValueError, match=message):
             read(tmp_path / name)
+
+
+def test_a_damaged_parquet_file_is_called_damaged(tmp_path):
+    write(tmp_path / "x.parquet", [row(str(i)) for i in range(50)])
+    data = bytearray((tmp_path / "x.parquet").read_bytes())
+    pages = slice(4, len(data) - 8 - int.from_bytes(data[-8:-4], "little"))  # the footer stays
+    data[pages] = b"\xff" * len(data[pages])
+    (tmp_path / "x.parquet").write_bytes(data)
+    with pytest.raises(ValueError, match=r"x\.parquet is damaged: .*; fetch or write it again") as error:
+        read(tmp_path / "x.parquet")
+    assert "\n" not in str(error.value)
 
 
 def test_held_out_problems_come_from_the_end_and_never_overlap(tmp_path):
@@ -242,7 +257,7 @@ def test_contradicted_prompts_are_left_out_on_request(tmp_path):
     assert [problem.answer for problem in kept] == ["2", "3"]
     train = {"train": str(tmp_path / "x.parquet"), "test_problems": 1}
     assert [x.answer for x in read_split(DataConfig(**train, contradictions="drop")).test] == ["3"]
-    with pytest.raises(ValueError, match='data.contradictions = "drop"'):
+    with pytest.raises(ValueError, match='with contradictions = "drop", which is data.contradictions in a run'):
         read_split(DataConfig(**train))
     write(tmp_path / "x.parquet", rows[:1] + rows[2:4])
     with pytest.raises(ValueError, match="holds no row that counts"):

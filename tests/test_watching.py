@@ -198,10 +198,10 @@ def test_a_journal_survives_half_a_line(tmp_path):
     path = tmp_path / "x.jsonl"
     assert list(rows(path)) == []
     for step in range(3):
-        append(path, {"step": step, "value": math.nan})
+        append(path, {"phase": "x", "step": step, "value": math.nan})
     with path.open("ab") as file:
         file.write(b'{"step": 3, "val')
     assert [row["step"] for row in rows(path)] == [0, 1, 2]
     keep(path, lambda row: row["step"] < 2)
-    assert path.read_text() == '{"step":0,"value":null}\n{"step":1,"value":null}\n'
+    assert path.read_text() == '{"phase":"x","step":0,"value":null}\n{"phase":"x","step":1,"value":null}\n'
     assert not list(tmp_path.glob("*.tmp"))

@@ -4,6 +4,8 @@ import os
 import sys
 import tomllib
 from collections.abc import Callable, Sequence
+from datetime import date
+from datetime import time as clock
 from functools import partial
 from itertools import takewhile
 from pathlib import Path
@@ -14,8 +16,10 @@ from rich.console import Console
 
 from rpg_ref.checks import Table
 from train.config import Config, EvalConfig
-from train.preset import convert, load, nested, presets
+from train.preset import convert, load, nested, presets, texts
 
+TEXTS = frozenset({*texts(Config), *texts(EvalConfig), "out", "gpus"})
+"""Options whose values are text."""
 A_DAY = 86400.0
 """How long the processes of an evaluation wait for one another, in seconds."""
 
@@ -239,6 +243,8 @@ def _score(config: EvalConfig) -> int:
         return 1
     for name, accuracy in ((f"Mean@{config.k}", found.mean_at_k), (f"Pass@{config.k}", found.pass_at_k)):
         say(f"{name} {accuracy}")
+    if found.unjudged:
+        say(f"warning: {found.unjudged} responses count as wrong because the rule {config.rule} hung, died or raised")
     say(f"responses: {found.mean_length:.1f} tokens on average, {found.cut_off:.1%} cut off at {config.max_tokens}")
     return 0
 
@@ -259,7 +265,9 @@ def _report(rest: Sequence[str], asks_help: bool) -> int:
 
 
 def overrides(words: Sequence[str]) -> dict[str, Any]:
-    """Read ``--key value`` and ``--key=value``; a value is TOML, or else the string it is.
+    """Read ``--key value`` and ``--key=value``; a value is TOML, or else the text it is.
+
+    Where a text is due, as for a name or a folder, a value is what was written: 5, 1e3 and 2024-05-01 are texts there.
 
     Raises:
         ValueError: a word that is no option, or an option without its value.
@@ -273,12 +281,16 @@ def overrides(words: Sequence[str]) -> dict[str, Any]:
         text = value if equals else next(rest, None)
         if text is None:
             raise ValueError(f"--{key} has no value; write --{key} VALUE")
-        given[key.replace("-", "_")] = _value(text)
+        key = key.replace("-", "_")
+        given[key] = _value(text, key in TEXTS)
     return given
 
 
-def _value(text: str) -> Any:
+def _value(text: str, is_text: bool) -> Any:
     try:
-        return tomllib.loads(f"value = {text}")["value"]
+        value = tomllib.loads(f"value = {text}")["value"]
     except tomllib.TOMLDecodeError:
         return text
+    # No key takes a date or a time.
+    kept = isinstance(value, str | list) if is_text else not isinstance(value, date | clock)
+    return value if kept else text

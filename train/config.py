@@ -331,6 +331,7 @@ class EvalConfig:
         device: cpu, cuda, or auto: cuda where there is one.
         engine: as engine of a run.
         precision: as model.precision of a run.
+        contradictions: whether a prompt that comes with two answers is an error (refuse) or left out (drop).
     """
 
     model: str
@@ -345,3 +346,4 @@ class EvalConfig:
     device: Literal["auto", "cpu", "cuda"] = "auto"
     engine: EngineConfig = EngineConfig()
     precision: Literal["float32", "bfloat16"] = "float32"
+    contradictions: Literal["refuse", "drop"] = "refuse"

@@ -44,6 +44,7 @@ class Evaluation(NamedTuple):
         batch: the responses.
         of_sets: both of each test set, as ``by_set`` returns them.
         cut_off: share of the responses that did not end by themselves within max_tokens.
+        unjudged: how many of them count as wrong because the rule did not judge them.
     """
 
     mean_at_k: Accuracy
@@ -51,6 +52,7 @@ class Evaluation(NamedTuple):
     batch: Batch
     of_sets: dict[str, float]
     cut_off: float
+    unjudged: int
 
     @property
     def mean_length(self) -> float:
@@ -89,11 +91,11 @@ def evaluate(
     repeated = [task for task in tasks for _ in range(k)]
     how: dict[str, Any] = {"max_tokens": max_tokens, "temperature": temperature, "seed": seed}
     with engine.holding(policy):
-        responses, right = answers(engine, tokenizer, checker, repeated, **how, clock=Clock())
+        responses, right, unjudged = answers(engine, tokenizer, checker, repeated, **how, clock=Clock())
     batch = pack([task.prompt for task in repeated], [ids for ids, _ in responses], tokenizer.pad_token_id)
     right = right.view(len(tasks), k)
     cut_off = sum(not has_ended(tokenizer, ids) for ids, _ in responses) / len(responses)
-    return Evaluation(*summarise(right), batch, by_set(right, [task.test_set for task in tasks]), cut_off)
+    return Evaluation(*summarise(right), batch, by_set(right, [task.test_set for task in tasks]), cut_off, unjudged)
 
 
 def summarise(right: Float[Tensor, "N k"]) -> tuple[Accuracy, Accuracy]:

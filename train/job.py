@@ -80,6 +80,8 @@ def prepare_either(config: Config) -> Job:
 
 
 def _refuse_used(folder: Path) -> None:
+    if folder.exists() and not folder.is_dir():
+        raise ValueError(f"the run folder {folder} exists already; choose another with --run-dir: this one is a file")
     if folder.exists() and not (folder.is_dir() and all(path.suffix == ".tmp" for path in folder.iterdir())):
         raise ValueError(
             f"the run folder {folder} exists already; choose another with --run-dir, or go on with `resume {folder}`"
@@ -228,8 +230,12 @@ def _with_problems(config: Config, recipe: Recipe, verdict: str) -> Job:
     if config.data.train is None:
         generated = generate(derive(config.seed, "problems"), config.data.test_problems)
     split = arithmetic(generated) if generated else read_split(config.data)
-    train_tasks, test_tasks = (encode(problems, tokenizer, config) for problems in split)
-    return Job(config, recipe, verdict, tokenizer, train_tasks, test_tasks, generated, warnings_of(tokenizer))
+    warnings = warnings_of(tokenizer)
+    train_tasks, test_tasks = (
+        encode(problems, tokenizer, config, warnings.append, f"{name} prompts")
+        for name, problems in zip(("training", "held-out"), split, strict=True)
+    )
+    return Job(config, recipe, verdict, tokenizer, train_tasks, test_tasks, generated, warnings)
 
 
 def refuse_other_run(kept: Mapping[str, Any], job: Job) -> None:

@@ -55,13 +55,19 @@ def build_model(config: ModelConfig, seed: int) -> PreTrainedModel:
     return model
 
 
+def kept_dtype(config: ModelConfig) -> torch.dtype:
+    """Return the dtype in which the model's folder keeps its weights: the trained ones are exported in it."""
+    dtype = None if config.path is None else architecture(config).dtype
+    return getattr(torch, dtype.removeprefix("torch.")) if isinstance(dtype, str) else dtype or torch.float32
+
+
 def check_length(model: PreTrainedModel, length: int, path: str) -> None:
     """Refuse sequences longer than the model is made for.
 
     Raises:
         ValueError: they are.
     """
-    longest = getattr(model.config, "max_position_embeddings", None) or length
+    longest = getattr(model.config.get_text_config(), "max_position_embeddings", None) or length
     if length > longest:
         raise ValueError(f"{length} tokens, prompt and response, exceed the {longest} of {path}; lower the limits")
 
@@ -118,15 +124,23 @@ def open_model(path: str) -> PreTrainedModel:
         how: dict[str, Any] = {"dtype": torch.float32, "output_loading_info": True, "ignore_mismatched_sizes": True}
         if "gguf_file" not in source:
             how["use_safetensors"] = True
-        model, found = AutoModelForCausalLM.from_pretrained(**source, **how)
+        loaded: Any = AutoModelForCausalLM.from_pretrained(**source, **how)
+    model: PreTrainedModel = loaded[0]
+    found: dict[str, Any] = loaded[1]
     _refuse_other_weights(found, path)
     _refuse_broken_weights(model, path)
     layers = DynamicCache(config=model.config).layers
     if getattr(model, "_is_stateful", False) or not all(hasattr(layer, "batch_select_indices") for layer in layers):
         raise ValueError(f"{path} keeps a state besides keys and values; pass a model that is attention alone")
     check_head(model, path)
-    # What a folder says of sampling is not used here, and what is invalid there could not be saved.
-    model.generation_config = GenerationConfig.from_model_config(model.config)
+    # What a folder says of sampling is not used here, only kept. What is invalid there could not be saved.
+    kept = model.generation_config or GenerationConfig.from_model_config(model.config)
+    try:
+        kept.validate(strict=True)
+    except ValueError:
+        ending, kept = kept.eos_token_id, GenerationConfig.from_model_config(model.config)
+        kept.eos_token_id = ending
+    model.generation_config = kept
     if not hasattr(model.config, "quantization_config"):
         return model
     # What was quantised is float32 by now, but would still be saved as if it were not.
@@ -134,6 +148,7 @@ def open_model(path: str) -> PreTrainedModel:
     del config.quantization_config
     plain: PreTrainedModel = AutoModelForCausalLM.from_config(config, dtype=torch.float32)
     plain.load_state_dict(model.state_dict())
+    plain.generation_config = kept
     plain.eval()
     return plain
 

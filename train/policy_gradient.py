@@ -114,6 +114,7 @@ def train(
             "draws": rollout.draws,
             "response_length": lengths.double().mean().item(),
             "truncated": 1 - rollout.ended.mean().item(),
+            "unjudged": rollout.unjudged,
             **metrics,
             "learning_rate": learning_rate(state.optimizer),
             "tokens_per_second": int(lengths.sum()) / clock.seconds["seconds"],

@@ -2,11 +2,11 @@
 
 import json
 import tomllib
-from collections.abc import Iterable, Iterator
+from collections.abc import Iterable, Iterator, Sequence
 from dataclasses import asdict, fields, is_dataclass
 from functools import reduce
 from pathlib import Path
-from typing import Any, TypeVar
+from typing import Any, Literal, TypeVar, get_args, get_origin
 
 import msgspec
 
@@ -98,7 +98,7 @@ def convert(raw: dict[str, Any], kind: type[Record], source: str) -> Record:
     try:
         return msgspec.convert(raw, kind)
     except msgspec.ValidationError as error:
-        raise ValueError(f"{source}{_explain(error, raw)}; change it there or on the command line") from error
+        raise ValueError(f"{source}{_explain(error, raw, kind)}; change it there or on the command line") from error
 
 
 def _refuse_unknown(keys: Iterable[str], kind: type) -> None:
@@ -124,13 +124,22 @@ def _toml(value: Any) -> str:
     return json.dumps(value, ensure_ascii=False).replace("\x7f", "\\u007f")
 
 
-def _keys(kind: type, prefix: str = "") -> Iterator[str]:
+def texts(kind: type) -> Iterator[str]:
+    """Yield the dotted keys of a record whose value is a text, or may be one."""
+    return (key for key, of in _fields(kind) if of is str or str in get_args(of))
+
+
+def _keys(kind: type) -> Iterator[str]:
     """Yield the dotted keys of a record and of the records in it."""
+    return (key for key, _ in _fields(kind))
+
+
+def _fields(kind: type, prefix: str = "") -> Iterator[tuple[str, Any]]:
     for field in fields(kind):
         if isinstance(field.type, type) and is_dataclass(field.type):
-            yield from _keys(field.type, f"{prefix}{field.name}.")
+            yield from _fields(field.type, f"{prefix}{field.name}.")
         else:
-            yield prefix + field.name
+            yield prefix + field.name, field.type
 
 
 def _leaves(raw: dict[str, Any], prefix: str = "") -> Iterator[str]:
@@ -141,9 +150,30 @@ def _leaves(raw: dict[str, Any], prefix: str = "") -> Iterator[str]:
             yield prefix + key
 
 
-def _explain(error: msgspec.ValidationError, raw: dict[str, Any]) -> str:
+def choices(of: Any) -> list[str]:
+    """Return the words that a type allows, where it allows only some."""
+    if get_origin(of) is Literal:
+        return [str(word) for word in get_args(of)]
+    return [word for part in get_args(of) for word in choices(part)]
+
+
+def either(words: Sequence[str]) -> str:
+    """Return ``a, b or c``."""
+    return ", ".join(words[:-1]) + f" or {words[-1]}"
+
+
+def _explain(error: msgspec.ValidationError, raw: dict[str, Any], kind: type) -> str:
     """Return where the error is, what stands there, and what should."""
     what, _, where = str(error).replace("`", "").partition(" - at $.")
+    where = where.partition("[")[0]  # of a list, all of it is shown
+    if what.startswith("Invalid enum value"):
+        what = f"choose {either(choices(dict(_fields(kind))[where]))}"
     value = reduce(lambda table, key: table.get(key, {}), where.split("."), raw) if where else {}
-    place = f" [{where}]" if isinstance(value, dict) and where else f", {where} = {json.dumps(value)}" if where else ""
+    place = (
+        f" [{where}]"
+        if isinstance(value, dict) and where
+        else f", {where} = {json.dumps(value, default=str)}"
+        if where
+        else ""
+    )
     return f"{place}: {what}"

@@ -34,6 +34,7 @@ class Rollout(NamedTuple):
         groups: share of the drawn groups that were all right, and that were all wrong.
         draws: how often problems were drawn.
         dealt: problems dealt since the run began.
+        unjudged: share of the drawn responses that count as wrong because the rule did not judge them.
     """
 
     batch: Batch
@@ -46,6 +47,7 @@ class Rollout(NamedTuple):
     groups: tuple[float, float]
     draws: int
     dealt: int
+    unjudged: float = 0.0
 
 
 def overlong(lengths: Float[Tensor, "B"], settings: RolloutConfig) -> Float[Tensor, "B"]:
@@ -82,7 +84,7 @@ def answers(
     temperature: float,
     seed: int,
     clock: Clock,
-) -> tuple[list[Said], Float[Tensor, "B"]]:
+) -> tuple[list[Said], Float[Tensor, "B"], int]:
     """Draw a response to each task and judge it, each rank its share; every rank returns all, and what is right.
 
     Args:
@@ -96,20 +98,22 @@ def answers(
         clock: is told how long drawing and judging took.
 
     Returns:
-        The responses, and 1 for each that is right, else 0.
+        The responses; 1 for each that is right, else 0; and how many the rule did not judge.
     """
     share = ranks.share(len(tasks))
     mine = tasks[share]
 
-    def work() -> tuple[list[Said], list[float]]:
-        prompts = [task.prompt for task in mine]
+    def work() -> tuple[list[Said], list[float], int]:
+        before, prompts = checker.unjudged, [task.prompt for task in mine]
         with clock("seconds_draw"):
             said = engine.sample(prompts, max_tokens=max_tokens, temperature=temperature, seed=seed, first=share.start)
         with clock("seconds_judge"):
-            return said, judge(tokenizer, checker, [ids for ids, _ in said], mine).tolist()
+            right = judge(tokenizer, checker, [ids for ids, _ in said], mine).tolist()
+        return said, right, checker.unjudged - before
 
     found = ranks.gather(ranks.everywhere(work))
-    return [one for said, _ in found for one in said], torch.tensor([x for _, right in found for x in right])
+    right = torch.tensor([x for _, of_rank, _ in found for x in of_rank])
+    return [one for said, _, _ in found for one in said], right, sum(unjudged for _, _, unjudged in found)
 
 
 def draw(
@@ -149,13 +153,13 @@ def draw(
     kept_tasks: list[Task] = []
     kept: list[Said] = []
     kept_right: list[Tensor] = []
-    shares = torch.zeros(2)
+    shares, unjudged = torch.zeros(2), 0
     for draws in range(1, (settings.draws if settings.filter else 1) + 1):
         chosen = deal_from(tasks, dealt, size, derive(config.seed, "prompts"))
         dealt += size
         repeated = [task for task in chosen for _ in range(settings.samples)]
         seed = derive(config.seed, "rollout", number, *([draws] if draws > 1 else []))
-        responses, judged = answers(
+        responses, judged, missed = answers(
             engine,
             tokenizer,
             checker,
@@ -165,6 +169,7 @@ def draw(
             seed=seed,
             clock=clock,
         )
+        unjudged += missed
         right = judged.view(size, settings.samples)
         same = torch.stack([right.all(1), ~right.any(1)])
         shares += same.float().mean(1)
@@ -195,7 +200,17 @@ def draw(
     advantage = advantages(reward, groups, recipe.baseline)
     all_right, all_wrong = (shares / draws).tolist()
     return Rollout(
-        batch, kept_tasks, logp_sampler, ended, right, reward, advantage, (all_right, all_wrong), draws, dealt
+        batch,
+        kept_tasks,
+        logp_sampler,
+        ended,
+        right,
+        reward,
+        advantage,
+        (all_right, all_wrong),
+        draws,
+        dealt,
+        unjudged / (draws * size * settings.samples),
     )
 
 

@@ -5,13 +5,11 @@ from collections.abc import Callable
 from contextlib import ExitStack
 from functools import partial
 from pathlib import Path
-from types import SimpleNamespace
 from typing import Any, NamedTuple, cast
 
 import msgspec
 import torch
 from rich.console import Console
-from torch import Tensor
 from transformers.utils import logging
 
 from train import ranks
@@ -21,7 +19,7 @@ from train.engines.engine import Demands, Engine
 from train.engines.opening import open_engine
 from train.evaluate import Accuracy, evaluate, spread
 from train.job import Job, refuse_other_run, refuse_unlike
-from train.model import build_model
+from train.model import build_model, kept_dtype
 from train.policy_gradient import State, begin, follow_policy, sampling, train
 from train.preset import dump
 from train.problems.files import write
@@ -29,8 +27,8 @@ from train.rollout import Rollout, transcripts
 from train.saving.checkpoint import Snapshot, save
 from train.saving.checkpoint import load as load_snapshot
 from train.saving.durable import alone, replace
-from train.saving.export import export
-from train.saving.snapshot import restore, shared, snapshot, weights
+from train.saving.export import Weights, export
+from train.saving.snapshot import refuse_incomplete, restore, shared, snapshot, weights
 from train.seeds import derive
 from train.warm_start import warm_start
 from train.watching.clock import Clock
@@ -76,6 +74,7 @@ def _run(job: Job, console: Console) -> Result:
         torch.set_num_threads(config.threads)
     model = ranks.everywhere(lambda: build_model(config.model, derive(config.seed, "weights")))
     refuse_unlike("weights", [torch.hash_tensor(x).view(torch.int64).item() for x in model.parameters()])
+    dtype = kept_dtype(config.model)
     state = begin(model, config)
     console.print(_described(state, job), soft_wrap=True)
     read = partial(load_snapshot, folder / "checkpoints", warn=warn)
@@ -83,7 +82,7 @@ def _run(job: Job, console: Console) -> Result:
     with ExitStack() as stack:
         # Before anything is written: with what an engine refuses, nothing is begun.
         engine = stack.enter_context(open_engine(config.engine, state.model, job.tokenizer, _demands(job)))
-        ranks.from_first(lambda: _set_up(job, found))
+        ranks.from_first(lambda: _set_up(job, state, found))
         checker = stack.enter_context(Checker(config.data.rule))
         show = stack.enter_context(
             open_loggers(
@@ -124,6 +123,11 @@ def _run(job: Job, console: Console) -> Result:
         for row in follow(training, config.recipe, left, "accuracy", console):
             log("policy_gradient", state.step, row)
             _warn_of_gap(state.step, row["sampler_gap"], config, warn)
+            if row["unjudged"]:
+                warn(
+                    f"rollout batch {state.step}: {row['unjudged']:.1%} of the responses count as wrong because "
+                    f"data.rule = {config.data.rule} hung, died or raised; each that hangs takes seconds"
+                )
             rollout = cast(Rollout, state.rollout)  # train leaves it there before it yields
             if ranks.is_first():
                 for said in transcripts(rollout, job.tokenizer, config.rollout.samples, config.transcripts):
@@ -137,7 +141,7 @@ def _run(job: Job, console: Console) -> Result:
             after, row = _evaluation(state, engine, job, checker)
             log("evaluation", config.steps, row)
         final = weights(state.model)
-        ranks.from_first(lambda: _finish(job, state, final, before, after))
+        ranks.from_first(lambda: _finish(job, Weights(state.model.model, final, dtype), before, after))
     return Result(before, after)
 
 
@@ -147,10 +151,11 @@ def _described(state: State, job: Job) -> str:
     return f"{size / 1e6:.1f} M parameters{where}, {len(job.train)} problems, {len(job.test)} held out"
 
 
-def _set_up(job: Job, found: Snapshot | None) -> None:
+def _set_up(job: Job, state: State, found: Snapshot | None) -> None:
     """Refuse what is not this run's, and put the folder into the state that goes with the checkpoint."""
     config, folder = job.config, job.config.folder
     if found is not None:
+        refuse_incomplete(state, found)
         refuse_other_run(found.state, job)
         if found.step > config.steps:
             raise ValueError(f"steps is {config.steps} but {found.step} are done; give more, or leave it out")
@@ -169,11 +174,10 @@ def _save(folder: Path, now: Snapshot) -> None:
     save(folder / "checkpoints", now)
 
 
-def _finish(job: Job, state: State, final: dict[str, Tensor], before: Accuracy, after: Accuracy) -> None:
+def _finish(job: Job, final: Weights, before: Accuracy, after: Accuracy) -> None:
     """Write the model, as one process has it, and the picture of the run."""
     folder = job.config.folder
-    model = SimpleNamespace(save_pretrained=partial(state.model.model.save_pretrained, state_dict=final))
-    export(folder / "model", model, job.tokenizer)
+    export(folder / "model", final, job.tokenizer)
     history = [row for row in rows(folder / METRICS) if row["phase"] == "policy_gradient"]
     if history:
         draw_curves(history, before, after, job.config, folder / "curves.png")

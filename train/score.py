@@ -33,12 +33,14 @@ def score(config: EvalConfig, warn: Callable[[str], object]) -> Evaluation:
         ValueError: the problems cannot be read, or the folder holds no causal language model with a chat template.
     """
     check_engine(config.engine)
-    problems = read(config.problems)
+    problems = read(config.problems, drop_contradictions=config.contradictions == "drop")
     logging.disable_progress_bar()
     tokenizer = open_tokenizer(config.model)
-    for text in warnings_of(tokenizer):
+    warnings = warnings_of(tokenizer)
+    limit = config.max_prompt_tokens
+    tasks = tasks_of(problems, tokenizer, limit, warnings.append, "prompts", "max_prompt_tokens")
+    for text in warnings:
         warn(f"warning: {text}")
-    tasks = tasks_of(problems, tokenizer, config.max_prompt_tokens)
     vocabulary = architecture(ModelConfig(path=config.model)).get_text_config().vocab_size
     places = [problem.place for problem in problems]
     check_ids({"prompt": [task.prompt for task in tasks]}, places, tokenizer, vocabulary)

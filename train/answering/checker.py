@@ -71,6 +71,11 @@ class Checker:
         self._lock = threading.RLock()
         self.timeouts = self.crashes = self.errors = 0
 
+    @property
+    def unjudged(self) -> int:
+        """Responses so far that count as wrong because the rule took too long, died or raised."""
+        return self.timeouts + self.crashes + self.errors
+
     def check(self, pairs: Sequence[tuple[str, str]]) -> list[bool]:
         """Judge responses.
 

@@ -4,7 +4,7 @@ import codecs
 from collections.abc import Iterable, Iterator
 from dataclasses import dataclass, field
 from pathlib import Path
-from typing import Annotated, Any, Literal, NamedTuple
+from typing import Annotated, Any, Literal, NamedTuple, get_args
 
 import msgspec
 import pyarrow as pa
@@ -24,13 +24,15 @@ SCHEMA = pa.schema(
 )
 REQUIRED = ("prompt", "reward_model")
 PASS = f"pass a .parquet or a .jsonl file, a folder of such files, or {HUB}ORG/NAME"
+Role = Literal["system", "user", "assistant"]
+ROLES: tuple[str, ...] = get_args(Role)
 
 
 @dataclass(frozen=True)
 class Message:
     """One turn of a conversation."""
 
-    role: Literal["system", "user", "assistant"]
+    role: Role
     content: str
 
 
@@ -123,6 +125,8 @@ def _rows(file: str, path: Path) -> Iterator[tuple[_Place, Any]]:
         for number, row in _READERS[path.suffix](file, path):
             yield _Place(file, number), row
     except OSError as error:
+        if error.errno is None:  # of pyarrow, about what it has read
+            raise ValueError(f"{file} is damaged: {' '.join(str(error).split())}; fetch or write it again") from error
         raise ValueError(f"cannot read {file}: {error.strerror or error}; check the path") from error
 
 
@@ -141,7 +145,7 @@ def _distinct(source: str, rows: Iterable[tuple[_Place, Any]], drop: bool = Fals
         raise ValueError(
             f"{first_place} and {place} have the same prompt but the answers {first.answer!r} and {problem.answer!r} "
             f"(such prompts: {len(contradicted)}); remove the rows that are wrong, or leave such prompts out "
-            'with data.contradictions = "drop"'
+            'with contradictions = "drop", which is data.contradictions in a run'
         )
     if len(found) == len(contradicted):
         raise ValueError(f"{source} holds no row that counts; pass a file with at least one problem")
@@ -154,6 +158,8 @@ def _problem(place: _Place, raw: Any) -> Problem:
     except msgspec.ValidationError as error:
         what, _, where = str(error).replace("`", "").partition(" - at $.")
         column = f", column {where}" if where else ""
+        if what.startswith("Invalid enum value"):
+            what = f"{what}; choose {', '.join(ROLES[:-1])} or {ROLES[-1]}"
         raise ValueError(f"{place}{column}: {what}; mend or remove that row") from error
     return Problem(row.prompt, row.reward_model.ground_truth, place=str(place))
 

@@ -1,7 +1,7 @@
 """The problems of a run: read, held out, put into tokens, and dealt out step by step."""
 
 import random
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import replace
 from typing import Any, NamedTuple, TypeVar, cast
 
@@ -15,6 +15,7 @@ from train.seeds import derive
 from train.tokenizer import answer_ids, prompt_ids
 
 Item = TypeVar("Item")
+Warn = Callable[[str], object]
 
 
 class Task(NamedTuple):
@@ -81,8 +82,24 @@ def _named(sources: Sequence[str]) -> dict[str, str]:
     return named
 
 
-def encode(problems: Sequence[Problem], tokenizer: PreTrainedTokenizerBase, config: Config) -> list[Task]:
+def encode(
+    problems: Sequence[Problem],
+    tokenizer: PreTrainedTokenizerBase,
+    config: Config,
+    warn: Warn = str,
+    what: str = "prompts",
+) -> list[Task]:
     """Put prompts into token ids.
+
+    Args:
+        problems: at least one.
+        tokenizer: the policy's.
+        config: the run's.
+        warn: is told how many prompts are too long.
+        what: the warning calls them.
+
+    Returns:
+        A task for each.
 
     Raises:
         ValueError: an answer, in the form that the run's rule judges right, does not fit into a response, the model
@@ -95,7 +112,7 @@ def encode(problems: Sequence[Problem], tokenizer: PreTrainedTokenizerBase, conf
         raise ValueError(
             f"rollout.max_tokens is {config.rollout.max_tokens} but the answer {longest!r} needs {need}; raise it"
         )
-    tasks = tasks_of(problems, tokenizer, config.data.max_prompt_tokens)
+    tasks = tasks_of(problems, tokenizer, config.data.max_prompt_tokens, warn, what, "data.max_prompt_tokens")
     places, vocabulary = (
         [problem.place for problem in problems],
         architecture(config.model).get_text_config().vocab_size,
@@ -104,19 +121,38 @@ def encode(problems: Sequence[Problem], tokenizer: PreTrainedTokenizerBase, conf
     return tasks
 
 
-def tasks_of(problems: Sequence[Problem], tokenizer: PreTrainedTokenizerBase, limit: int) -> list[Task]:
+def tasks_of(
+    problems: Sequence[Problem], tokenizer: PreTrainedTokenizerBase, limit: int, warn: Warn, what: str, key: str
+) -> list[Task]:
     """Put prompts into token ids; a prompt of more than ``limit`` tokens loses its beginning.
+
+    Args:
+        problems: at least one.
+        tokenizer: the policy's.
+        limit: the longest prompt.
+        warn: is told how many are longer.
+        what: the warning calls them.
+        key: of the limit in the configuration.
+
+    Returns:
+        A task for each.
 
     Raises:
         ValueError: the chat template refuses a prompt; the error names its row.
     """
-    tasks = []
+    tasks, too_long = [], 0
     for problem in problems:
         try:
             ids = prompt_ids(tokenizer, problem.prompt)
         except ValueError as error:
             raise ValueError(f"{problem.place}: {error}") from error
+        too_long += len(ids) > limit
         tasks.append(Task(ids[-limit:], problem.answer, problem.test_set))
+    if too_long:
+        warn(
+            f"{too_long} of {len(tasks)} {what} are longer than {key} = {limit} and lose their beginning, such as the "
+            "role's header and the first words of the problem; raise it"
+        )
     return tasks
 
 

@@ -1,11 +1,16 @@
 """The model in Hugging Face format: the whole folder, or none."""
 
+import copy
 import os
 import shutil
+from collections.abc import Mapping
 from pathlib import Path
-from typing import Protocol
+from typing import NamedTuple, Protocol
 
+import torch
 from safetensors import SafetensorError
+from torch import Tensor
+from transformers import PreTrainedModel
 
 from train.saving.checkpoint import CheckpointError
 from train.saving.durable import discard, hidden, reason, sync
@@ -16,6 +21,28 @@ class Part(Protocol):
 
     def save_pretrained(self, save_directory: Path) -> object:
         """Write it into a folder."""
+
+
+class Weights(NamedTuple):
+    """A model's weights, as one process has them.
+
+    Attributes:
+        model: says what the model is like; its own weights may be sharded.
+        tensors: the weights.
+        dtype: to write them in.
+    """
+
+    model: PreTrainedModel
+    tensors: Mapping[str, Tensor]
+    dtype: torch.dtype
+
+    def save_pretrained(self, save_directory: Path) -> None:
+        """Write them, and a config that names their dtype."""
+        rounded = {name: x.to(self.dtype) if x.is_floating_point() else x for name, x in self.tensors.items()}
+        self.model.save_pretrained(save_directory, state_dict=rounded)
+        config = copy.deepcopy(self.model.config)
+        config.dtype = self.dtype
+        config.save_pretrained(save_directory)
 
 
 def export(folder: Path, *parts: Part) -> None:

@@ -51,6 +51,23 @@ def shared(found: Snapshot | None) -> Snapshot | None:
     return found if ranks.is_first() else outline
 
 
+def refuse_incomplete(state: State, found: Snapshot) -> None:
+    """Refuse a checkpoint that lacks a part of a run's state, though its hashes are right.
+
+    Raises:
+        ValueError: it does.
+    """
+    kept = {*found.state, *(f"{of}/{name}" for of, tensors in found.tensors.items() for name in tensors)}
+    models = {"model": state.model} | ({} if state.reference is None else {"reference": state.reference})
+    wanted = {f"{of}/{name}" for of, policy in models.items() for name, _ in policy.model.named_parameters()}
+    lacking = sorted((wanted | {*_COUNTERS, *_SETTINGS}) - kept)
+    if lacking:
+        raise ValueError(
+            f"the checkpoint of step {found.step} is damaged, it lacks {', '.join(lacking[:3])}; remove its folder and "
+            "resume from the one before it"
+        )
+
+
 def restore(state: State, found: Snapshot) -> None:
     """Put a snapshot back into a state that was just begun with the same configuration; every rank must ask."""
     _fill(state.model, found.tensors["model"])
@@ -65,6 +82,7 @@ def restore(state: State, found: Snapshot) -> None:
 
 
 _COUNTERS = ("step", "dealt", "taken", "skipped_in_a_row")
+_SETTINGS = ("drift", "optimizer", "config", "problems", "before")
 
 
 def weights(policy: Policy) -> dict[str, Tensor]:

@@ -26,11 +26,13 @@ def flush(path: Path) -> None:
 
 
 def rows(path: Path) -> Iterator[Row]:
-    """Yield the rows that were written whole; a missing file has none."""
+    """Yield the rows that were written whole; a missing file has none, and what is no row is passed over."""
     if path.exists():
         for line in path.read_bytes().splitlines():
             with suppress(msgspec.DecodeError):
-                yield msgspec.json.decode(line)
+                row = msgspec.json.decode(line)
+                if isinstance(row, dict) and {"phase", "step"} <= row.keys():
+                    yield row
 
 
 def keep(path: Path, wanted: Callable[[Row], bool]) -> None:

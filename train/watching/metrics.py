@@ -53,6 +53,7 @@ POLICY_GRADIENT = {
     "draws": Metric("", "How often problems were drawn; over 1 only with rollout.filter."),
     "response_length": Metric("tokens", "Mean length of a response, its end included."),
     "truncated": Metric("", "Share of responses cut off at rollout.max_tokens."),
+    "unjudged": Metric("", "Share of drawn responses that data.rule did not judge: it hung, died or raised. Wrong."),
     "entropy": Metric("nats", "Entropy of π_θ at a response token, at the sampling temperature, averaged."),
     "loss": Metric("", "Of the recipe, which is no measure of progress here."),
     "grad_norm": Metric("", "Norm of the gradient before it is clipped."),
