@@ -13,11 +13,12 @@ import torch
 
 from rpg_ref import RECIPES, k3
 from rpg_ref.audit import Remark, as_markdown, as_record, as_text, assert_gradient, identify, same_gradient
+from rpg_ref.audit.advised import SEVERITIES
 from rpg_ref.audit.identify import DISTANCES
 from rpg_ref.audit.oracle import Policies, gradient
 from rpg_ref.audit.population import balanced, population
 from rpg_ref.audit.present import reaches, worst
-from rpg_ref.audit.remarks import REMARKS, SEVERITIES
+from rpg_ref.audit.remarks import REMARKS
 from rpg_ref.cli import main
 from rpg_ref.objective import Objective
 

@@ -270,7 +270,7 @@ def test_the_samplers_correction_restores_the_expectation_of_responses_and_prefi
 
 
 # Each sample's coefficient of ∇log π_θ is a multiple of 1/π_old, where nothing is clipped.
-LINEAR = [x for x in ROWS if x.startswith("rpg")] + ["grpo-corrected", "ppo", "dapo", "dr-grpo", "cispo"]
+LINEAR = [x for x in ROWS if x.startswith("rpg") or RECIPES[x].bound] + ["grpo-corrected", "ppo", "dapo", "dr-grpo"]
 
 
 def unclipped(name):

@@ -21,6 +21,7 @@ from tiers import quick
 
 import rpg_ref
 from rpg_ref import DualClip, WeightBound
+from rpg_ref.gates import GammaWeight, SigmoidGate, TrustRegion
 
 DTYPES = (torch.float64, torch.float32, torch.bfloat16, torch.float16)
 CLIP, OPEN = DualClip(0.2, 0.28, 10.0), DualClip(1.0, math.inf, math.inf)
@@ -28,6 +29,7 @@ BOUNDS = (WeightBound("clamp", 0.1, 5.0), WeightBound("mask", 0.1, 5.0), WeightB
 # Differences of these are exact in float64, whatever dtype holds them: what is seen is the losses' own rounding.
 LOGPS = (0.0, -(2.0**-10), -0.5, -1.0, -1.25, -3.0, -20.0, -90.0, -105.0, -300.0)
 ADVANTAGES, BETAS = (0.0, 1.0, -1.0, 2.5, -0.3), (0.0, 1e-4, 1.0)
+GATES = (SigmoidGate(), TrustRegion("tv", 0.1, 0.2), TrustRegion("kl", 0.05, 0.3, cap=10.0), GammaWeight())
 ROWS, ENTROPY = 4, 0.5
 exp, log = mpmath.exp, mpmath.log
 
@@ -54,6 +56,7 @@ class Sample(NamedTuple):
     name: str
     clip: DualClip
     bound: WeightBound
+    gate: Callable | None
 
     log_w = property(lambda x: x.p - x.q)
     d = property(lambda x: x.p - x.r)
@@ -80,7 +83,7 @@ def side(direction, w, clip):
     """Whether w is inside the clip, and the clamped w."""
     total, size = sum(direction), sum(map(abs, direction))
     low, high, dual = 1 - mpf(clip.low), 1 + mpf(clip.high), mpf(clip.dual)
-    if 0 < abs(total) < 1e-9 * size or any(abs(w - bound) < 1e-9 * w for bound in (low, high, dual)):
+    if abs(total) < 1e-9 * size or any(abs(w - bound) < 1e-9 * w for bound in (low, high, dual)):
         raise Undecided
     if total >= 0:
         return w < high, min(w, high)
@@ -136,6 +139,41 @@ def bounded_loss(x):
     inside = low < x.w < high
     bounded = x.w if inside else mpf(0) if x.bound.rule == "mask" else min(max(x.w, low), high)
     return times(-bounded * x.p, regularised(x)), times(-bounded, regularised(x))
+
+
+def coin_kl(old, new):
+    """KL of two coins from their probabilities, to more digits than any dtype has."""
+    sides = ((old, new), (1 - old, 1 - new))
+    return sum((a * log(a / b) if b else mpf("inf")) for a, b in sides if a)
+
+
+def sigmoid_gate(x):
+    slope = mpf(x.gate.tau_pos if x.A >= 0 else x.gate.tau_neg)
+    chance = 1 / (1 + exp(-slope * (x.w - 1)))
+    return 4 * x.w * chance / (1 + exp(slope * (x.w - 1)))
+
+
+def trust_region(x):
+    old, new = exp(x.q), exp(x.p)
+    moved = abs(new - old) if x.gate.distance == "tv" else coin_kl(old, new)
+    limit, cap = mpf(x.gate.delta_high if x.A >= 0 else x.gate.delta_low), mpf(x.gate.cap)
+    if abs(moved - limit) < 1e-9 or abs(x.w - cap) < 1e-9:
+        raise Undecided
+    away = x.w > 1 if x.A >= 0 else x.w < 1
+    return mpf(0) if away and moved > limit else min(x.w, cap)
+
+
+def gamma_weight(x):
+    k, rate = (x.gate.k_pos, x.gate.lambda_pos) if x.A >= 0 else (x.gate.k_neg, x.gate.lambda_neg)
+    return x.w ** mpf(k) * exp(mpf(rate) * (1 - x.w))
+
+
+WEIGHTS = {SigmoidGate: sigmoid_gate, TrustRegion: trust_region, GammaWeight: gamma_weight}
+
+
+def gated_loss(x):
+    coefficient = WEIGHTS[type(x.gate)](x) * x.A
+    return [-coefficient * x.p], [-coefficient]
 
 
 def ppo_loss(x):
@@ -251,7 +289,8 @@ def test_values_and_gradients_are_rounded_once(loss, dtype):
             anchored = draw.random() < 0.7
             A = torch.tensor([[draw.choice(ADVANTAGES) for _ in range(2)] for _ in range(ROWS)], dtype=torch.float64)
             choices = {"divergence": name, "beta": beta, "logp_ref": r if anchored else None}
-            choices |= {"clip": clip, "bound": bound, "entropy": ENTROPY}
+            gate = draw.choice(GATES) if "gate" in names else None
+            choices |= {"clip": clip, "bound": bound, "entropy": ENTROPY, "gate": gate}
             leaf = p.requires_grad_()
             value = loss(leaf, q, A, **{key: choices[key] for key in choices if key in names})
             assert value.dtype == answered
@@ -259,7 +298,9 @@ def test_values_and_gradients_are_rounded_once(loss, dtype):
             with mpmath.workdps(60):
                 numbers = [x.tolist() for x in (p.double(), q.double(), (r if anchored else q).double(), A)]
                 for i in range(ROWS):
-                    samples = [Sample(*(mpf(x[i][t]) for x in numbers), mpf(beta), name, clip, bound) for t in range(2)]
+                    samples = [
+                        Sample(*(mpf(x[i][t]) for x in numbers), mpf(beta), name, clip, bound, gate) for t in range(2)
+                    ]
                     try:
                         exact = reference(samples) if reference.__name__ in OF_SEQUENCES else map(reference, samples)
                         exact = list(exact)
