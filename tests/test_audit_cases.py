@@ -221,7 +221,7 @@ def accusations(report):
     return [remark for remark in remarks(report) if remark.severity != "note"]
 
 
-@pytest.mark.parametrize("name", PAIRS)
+@pytest.mark.parametrize("name", quick(PAIRS, {x for x in PAIRS if not x.startswith("row loop")}))
 def test_a_fault_is_named_and_its_right_twin_is_not_accused(name):
     faulty, twin, word = PAIRS[name]
     assert any(word in remark for remark in accusations(identify(faulty))), identify(faulty)
@@ -312,7 +312,10 @@ WRITTEN_OTHERWISE = {
 
 
 @pytest.mark.filterwarnings("ignore")  # the compiler's own
-@pytest.mark.parametrize("name", quick(WRITTEN_OTHERWISE, set(WRITTEN_OTHERWISE) - {"compiled, inductor", "row loop"}))
+@pytest.mark.parametrize(
+    "name",
+    quick(WRITTEN_OTHERWISE, {x for x in WRITTEN_OTHERWISE if x != "row loop" and not x.startswith("compiled")}),
+)
 def test_a_right_loss_is_right_however_it_is_written(name):
     torch.compiler.reset()
     loss = WRITTEN_OTHERWISE[name]

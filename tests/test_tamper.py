@@ -5,6 +5,7 @@ from dataclasses import replace
 
 import pytest
 import sympy as sp
+from tiers import quick
 
 from proofs import CLAIMS
 from proofs.certificate import DIFFERENT, EQUAL, LESS, Claim, equal, related
@@ -109,10 +110,10 @@ def test_the_command_counts_by_kind(capsys):
     assert int(kinds["prefix"][0]) > 10 and int(kinds["all"][0]) > 100 and kinds["all"][-1] == "0"
 
 
-@pytest.mark.parametrize("name", [name for name in CLAIMS if name not in SLOW])
+@pytest.mark.parametrize("name", quick([x for x in CLAIMS if x not in SLOW], CLAIMS.keys() - {"ppo_clip_two_arms"}))
 def test_a_sample_of_every_claims_changes(name):
     found = list(tampered(CLAIMS[name]))
-    chosen = random.Random(name).sample(found, min(6, len(found)))
+    chosen = random.Random(name).sample(found, min(4, len(found)))
     assert found and all(verdict(x) != SURVIVED for x in chosen)
 
 
