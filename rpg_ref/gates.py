@@ -151,7 +151,7 @@ class SequenceMask:
     """PPO's clipped w of each token, and 0 for every token of a bad response that π_θ has left by more than δ.
 
     Attributes:
-        delta: δ > 0, the largest mean of log π_old/π_θ over a response with A < 0.
+        delta: δ > 0, the largest mean of log π_old/π_θ over a response whose mean advantage is below 0.
         clip: PPO's bounds of each token.
 
     Source: DeepSeek-AI 2025, arXiv 2512.02556 (DeepSeek-V3.2), off-policy sequence masking.
@@ -166,7 +166,8 @@ class SequenceMask:
 
     def __call__(self, seen: Seen) -> Tensor:
         """Return the weight."""
-        kept = (seen.advantage >= 0) | (-_mean(seen.log_w, seen.alive) <= self.delta)
+        # Advantages of tokens may differ in sign; the response is kept or dropped as a whole.
+        kept = (_mean(seen.advantage, seen.alive) >= 0) | (-_mean(seen.log_w, seen.alive) <= self.delta)
         w = seen.log_w.exp()
         return torch.where(kept & region(seen.advantage, w, self.clip).inside, w, 0.0)
 

@@ -157,6 +157,18 @@ def test_a_row_is_named_from_its_gradient(name):
     hold(weight_curves(RECIPES[name]), *READ[name])
 
 
+def test_a_bad_response_is_dropped_whole_whatever_its_tokens_advantages():
+    """Two responses far from π_old, whose tokens' advantages add up to −1 and to +1."""
+    gate = SequenceMask(0.5, DualClip(0.6, 1.5, math.inf))
+    logp_old = torch.full((2, 2), -1.0, dtype=torch.float64)
+    logp = (logp_old + torch.tensor([[-0.7, -0.5], [-0.7, -0.5]])).requires_grad_()
+    advantage = torch.tensor([[1.0, -2.0], [2.0, -1.0]], dtype=torch.float64)
+    gated_loss(logp, logp_old, advantage, gate=gate).sum().backward()
+    kept = -torch.tensor([2 * math.exp(-0.7), -math.exp(-0.5)], dtype=torch.float64)
+    assert torch.equal(logp.grad[0], torch.zeros(2, dtype=torch.float64))
+    assert torch.allclose(logp.grad[1], kept, rtol=1e-7)
+
+
 def test_gspo_token_is_gspo():
     assert RECIPES["gspo-token"] is RECIPES["gspo"]
 

@@ -249,7 +249,8 @@ def _means(x: Tensor, pi: Policies) -> Tensor:
 
 
 def _opsm(gate: SequenceMask, pi: Policies, A: Tensor) -> Tensor:
-    masked = (A < 0) & (_means(pi.old - pi.current, pi) > gate.delta)
+    bad = _means(torch.where(pi.current < 0, A, 0.0), pi) < 0
+    masked = bad & (_means(pi.old - pi.current, pi) > gate.delta)
     clip = (gate.clip.low, gate.clip.high, gate.clip.dual)
     inside = samples_inside(A, pi.current, pi.old, clip)
     return torch.where(inside & ~masked, pi.current.exp() / pi.old.exp() * A, 0.0)
