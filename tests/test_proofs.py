@@ -163,7 +163,7 @@ def test_claim(name, request):
     assert CERTIFICATE[name] == str(verdict) == f"proved; {verdict.refuted} near misses refuted"
 
 
-@pytest.mark.parametrize("name", quick(CLAIMS, CLAIMS.keys() - {"group_std", "token_mean"}))
+@pytest.mark.parametrize("name", quick(CLAIMS, set(list(CLAIMS)[::3]) - {"group_std", "token_mean"}))
 def test_every_equation_that_is_proved_is_enumerated_too(name):
     """The proof by unknowns and the sum at three random points agree: a mistake in one of them would show."""
     for statement in CLAIMS[name].statements:

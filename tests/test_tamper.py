@@ -110,7 +110,10 @@ def test_the_command_counts_by_kind(capsys):
     assert int(kinds["prefix"][0]) > 10 and int(kinds["all"][0]) > 100 and kinds["all"][-1] == "0"
 
 
-@pytest.mark.parametrize("name", quick([x for x in CLAIMS if x not in SLOW], CLAIMS.keys() - {"ppo_clip_two_arms"}))
+SAMPLED = [x for x in CLAIMS if x not in SLOW]
+
+
+@pytest.mark.parametrize("name", quick(SAMPLED, set(SAMPLED[::2]) - {"ppo_clip_two_arms"}))
 def test_a_sample_of_every_claims_changes(name):
     found = list(tampered(CLAIMS[name]))
     chosen = random.Random(name).sample(found, min(4, len(found)))
