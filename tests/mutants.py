@@ -350,7 +350,7 @@ TESTS_OF = {
     "reference.py": ["reference"],
     "advantages.py": ["advantages"],
     "logprobs.py": ["logprobs"],
-    "recipe.py": ["recipes"],
+    "recipe.py": ["recipes", "denominator"],
     "recipes.py": ["recipes"],
     "checks.py": ["bad_input"],
     "objective.py": ["recipes", "verify"],
