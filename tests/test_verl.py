@@ -356,6 +356,11 @@ def test_two_machines_meet_and_the_command_is_verls(tmp_path):
     assert "loss_mode: rpg-reinforce-urkl-clip" in first.stdout and "  nnodes: 2\n" in first.stdout
 
 
+def settled(text):
+    """The words, with every residual of double precision alike: its digits depend on the processor."""
+    return re.sub(r"\b\d+e-1[3-7]\b", "0", " ".join(text.split()))
+
+
 def test_the_pages_snippets(capsys):
     """docs/verl.md: a row of one's own, and what the check prints."""
     page = (ROOT / "docs/verl.md").read_text()
@@ -364,4 +369,4 @@ def test_the_pages_snippets(capsys):
     assert "rpg-urkl-of-the-page" in POLICY_LOSS_REGISTRY
     # By itself: nothing here has imported the integration for it.
     alone = subprocess.run([sys.executable, "-c", check], capture_output=True, text=True, timeout=240)
-    assert alone.returncode == 0 and " ".join(alone.stdout.split("\n")[0].split()) in " ".join(page.split())
+    assert alone.returncode == 0 and settled(alone.stdout.split("\n")[0]) in settled(page)
