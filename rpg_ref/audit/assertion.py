@@ -47,9 +47,9 @@ def assert_gradient(
         regimes: where it must hold: "on_policy", "off_policy" or both.
         seed: of the policies.
         normaliser: what the loss must divide by: "tokens" or "sequences" of the batch, or a number; None for anything.
-            It is told from a loss's gradient with respect to the log-probabilities, or from a step's.
+            The check reads it from the gradient of the loss or of the step.
         form: a form that a part must have in both regimes, such as "A times the response's ratio" or "unweighted k3".
-            It holds a loss to an option that no objective tells from another.
+            Use it where two options of a trainer have the same objective.
         region: what must bound the importance weights: a name such as "PPO clip" or "no clip", or the bounds by name,
             {"PPO clip": {"low": 0.8, "high": 1.28}}; None: anything. ``weight_curves`` prints the names.
         terms: coefficients of J by name, as of Objective: ``reward=1.0, reverse_kl=0.1``; those not named are 0. Only

@@ -341,7 +341,7 @@ def _finite(loss: Loss, dumped: _Rows) -> tuple[_Rows, Tensor, list[Advised]]:
     if not bool(again.isfinite().all()):
         raise ValueError(
             f"the gradient at {first} is {given[tuple(first)].item()}, also with ordinary numbers behind the mask; "
-            "mend that first: bound the log-ratios before exp"
+            "bound the log-ratios before exp, then audit again"
         )
     remark = Advised(
         f"values behind the mask make the gradient NaN or infinite at {len(at):,} places, first at {first}",

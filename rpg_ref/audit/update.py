@@ -183,7 +183,7 @@ def identify_update(update: Update, *, level: str = "token", temperature: float 
     plus = [_gradient(update, model, split) for split in splits]
     for split, x in zip(splits, plus, strict=True):
         if not bool(x.isfinite().all()):
-            raise ValueError(f"the gradient of the split {split} is NaN or infinite; mend that first")
+            raise ValueError(f"the gradient of the split {split} is NaN or infinite; bound the log-ratios before exp")
     zero = [_gradient(update, model, _with_advantages(split, 0.0)) for split in splits]
     if not all(bool(x.isfinite().all()) for x in zero):
         minus = [_gradient(update, model, _with_advantages(split, -1.0)) for split in splits]
